@@ -1,0 +1,1 @@
+"""Where images and captions come from. Promise: every input ends as a `SourceItem` or as a `SourceReject`."""
