@@ -125,7 +125,7 @@ class Source(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Return what the manifest keeps of the input: format, files with sizes and hashes, options; JSON types only."""
+        """Return what the manifest keeps of the input, as JSON types: format, files with sizes and hashes, options."""
         ...
 
     def fingerprint(self) -> str:

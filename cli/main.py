@@ -1,0 +1,88 @@
+"""The `vlb` command. Promise: help is instant (no torch, no transformers), errors are one sentence.
+
+Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from vlbert_data import __version__
+from vlbert_data.errors import VlbError
+
+# name -> (module that defines `command`, the line that `vlb --help` shows); modules load only when their command runs
+COMMANDS = {
+    "build-shards": ("cli.build_shards", "Describe images once: RoI features and labels into LMDB or HDF5 shards."),
+    "inspect-shard": ("cli.inspect_shard", "Show what a shard or a folder of shards holds and whether it is sound."),
+    "build-corpus": ("cli.build_corpus", "Tokenise text files into a corpus that training maps into memory."),
+    "pretrain": ("cli.pretrain", "Pretrain VL-BERT on shards and text, or resume a run."),
+    "evaluate": ("cli.evaluate", "Measure a trained model: masked words with and without images, masked RoIs."),
+    "convert-checkpoint": ("cli.convert_checkpoint", "Turn a published VL-BERT checkpoint into our layout."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, and that suggests the nearest name for a typo."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order in which one uses them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, imported now; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` begin with, or fail with the nearest names."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else " vlb --help lists the commands."
+            ctx.fail(f"There is no command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing one of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="vlb")
+def vlb() -> None:
+    """VL-BERT pretraining from stored features: build shards once, inspect them, stream them into the trainer."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `vlb` and exit with 0, 1 or 2; a `VlbError` becomes one line on stderr."""
+    try:
+        code = vlb.main(args=argv, prog_name="vlb", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except VlbError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our stdout (such as `head`) has left: not an error, and nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
