@@ -1,0 +1,95 @@
+"""Files that are whole or absent. Promise: what stands under its own name was written to the end and synced."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from vlbert_data.errors import ShardError
+
+HASH_CHUNK_BYTES = 1 << 22
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which `path` is written before it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> str:
+    """Sync `temporary` to disk, rename it to `path`, sync the folder, and return the hex blake2b-256 of its bytes.
+
+    So a power cut leaves all or nothing. The hash is computed while the disk works.
+    """
+    with ThreadPoolExecutor(1) as pool, temporary.open("rb") as stream:
+        digest = pool.submit(blake2b_file, temporary)
+        os.fsync(stream.fileno())
+        found = digest.result()
+    temporary.replace(path)
+    sync_folder(path.parent)
+    return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it becomes `path`, on an error it is removed."""
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, all or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def blake2b_file(path: Path) -> str:
+    """Return the hex blake2b-256 of a file's bytes, read in constant memory."""
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def blake2b_json(facts: Any) -> str:
+    """Return the hex blake2b-256 of JSON types in canonical form; the order of keys does not matter."""
+    return hashlib.blake2b(canonical_json(facts), digest_size=32).hexdigest()
+
+
+def canonical_json(facts: Any) -> bytes:
+    """Return JSON types as UTF-8 with sorted keys and no spaces: equal facts, equal bytes."""
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Return the parsed JSON of `path`.
+
+    Raises:
+        ShardError: missing, unreadable or not JSON; `what` says what the file is.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: there is no {what}.") from error
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ShardError(f"{path}: not the {what} it should be: {error}. Restore it or rebuild the folder.") from error

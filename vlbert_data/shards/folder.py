@@ -1,0 +1,102 @@
+"""A finished shard folder, open for reading. Promise: opening reads the manifest and the index, nothing else."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlbert_data import index as index_module
+from vlbert_data import manifest as manifest_module
+from vlbert_data.errors import ShardError
+from vlbert_data.index import ImageIndex
+from vlbert_data.manifest import Manifest
+from vlbert_data.shards.base import MappedShard, ShardWriter
+from vlbert_data.shards.hdf5 import Hdf5Shard, Hdf5ShardWriter
+from vlbert_data.shards.lmdb import LmdbShard, LmdbShardWriter, scan
+from vlbert_data.shards.schema import ShardSchema
+from vlbert_data.types import ImageRois
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFolder:
+    """Images 0 .. len - 1 of a folder, in the order of the index. Safe to use after fork and from several threads."""
+
+    path: Path
+    manifest: Manifest
+    index: ImageIndex
+    _shards: dict[int, MappedShard] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def open(path: Path | str) -> "ShardFolder":
+        """Return the folder at `path`.
+
+        Raises:
+            ShardError: unfinished, damaged, of another version, or an index that is not the manifest's.
+        """
+        folder = Path(path)
+        manifest = manifest_module.load(folder)
+        index = index_module.load(folder / manifest.index.file)
+        found = (len(index), int(index.num_rois.sum()), int(index.num_captions.sum()))
+        expected = (manifest.num_images, manifest.num_rois, manifest.num_captions)
+        if found != expected:
+            raise ShardError(
+                f"{folder}: the index counts (images, RoIs, captions) {found}, the manifest {expected}. "
+                "One of the two is of another build; restore both."
+            )
+        return ShardFolder(path=folder, manifest=manifest, index=index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def shard(self, shard: int) -> MappedShard:
+        """Return shard number `shard`, mapped at the first call."""
+        if shard not in self._shards:
+            # Two threads may map the same file at once; both results are good and one is kept.
+            self._shards.setdefault(shard, self._map(shard))
+        return self._shards[shard]
+
+    def read(self, image: int) -> ImageRois:
+        """Return image number `image`; its arrays are views of the mapped file."""
+        return self.shard(int(self.index.shard[image])).read(int(self.index.row[image]))
+
+    def captions(self, image: int) -> tuple[str, ...]:
+        """Return the captions of image number `image`."""
+        return self.shard(int(self.index.shard[image])).captions(int(self.index.row[image]))
+
+    def _map(self, shard: int) -> MappedShard:
+        entry = self.manifest.shards[shard]
+        path = self.path / entry.file
+        found = path.stat().st_size if path.exists() else None
+        if found != entry.bytes:
+            size = "missing" if found is None else f"{found} bytes"
+            raise ShardError(f"{path}: {size}; the manifest says {entry.bytes} bytes. Copy it again or rebuild it.")
+        rows = self.index.shard_slice(shard)
+        if self.manifest.container == "hdf5":
+            mapped = Hdf5Shard(path)
+            if mapped.schema != self.manifest.schema or len(mapped) != entry.images:
+                raise ShardError(f"{path}: not the shard that the manifest describes. Copy it again or rebuild it.")
+            return mapped
+        num_rois = self.index.num_rois[rows].astype("int64")
+        return LmdbShard(path, self.manifest.schema, num_rois, self.index.value_offset[rows])
+
+
+def open_shard_file(path: Path) -> MappedShard:
+    """Return a single shard file, read without its folder's manifest and index.
+
+    Raises:
+        ShardError: neither LMDB nor HDF5, not a shard, or damaged. See `lmdb.scan` for what damage can do.
+    """
+    if not path.is_file():
+        raise ShardError(f"{path}: there is no such file.")
+    with path.open("rb") as stream:
+        head = stream.read(32)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return Hdf5Shard(path)
+    # LMDB's meta page: 16 bytes of page header, then the magic number 0xBEEFC0DE.
+    if head[16:20] == (0xBEEFC0DE).to_bytes(4, "little"):
+        found = scan(path)
+        return LmdbShard(path, found.schema, found.num_rois, found.value_offsets)
+    raise ShardError(f"{path}: neither an LMDB nor an HDF5 file, so not a shard ({len(head)} bytes looked at).")
+
+
+def new_writer(path: Path, schema: ShardSchema, container: str) -> ShardWriter:
+    """Return a writer of one shard file in `container`, `lmdb` or `hdf5`."""
+    return LmdbShardWriter(path, schema) if container == "lmdb" else Hdf5ShardWriter(path, schema)

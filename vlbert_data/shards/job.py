@@ -1,0 +1,148 @@
+"""Writing one shard with everything that the folder must know of it. Promise: the index rows describe the very file."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlbert_data import index as index_module
+from vlbert_data import manifest as manifest_module
+from vlbert_data.errors import ShardError
+from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
+from vlbert_data.shards.files import atomic_path
+from vlbert_data.shards.folder import new_writer
+from vlbert_data.shards.lmdb import scan
+from vlbert_data.shards.schema import ShardSchema, content_crc
+from vlbert_data.types import ImageRois, check_image_rois
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenShard:
+    """A finished shard: its manifest entry and its rows of the index."""
+
+    entry: ShardEntry
+    rows: pa.Table
+
+
+class ShardJob:
+    """Writes records into shard number `shard` of `folder`; `close` gives the file its name."""
+
+    def __init__(self, folder: Path, shard: int, schema: ShardSchema, container: str) -> None:
+        self._path = folder / manifest_module.shard_name(shard, container)
+        self._shard = shard
+        self._schema = schema
+        self._container = container
+        self._writer = new_writer(self._path, schema, container)
+        self._rows: dict[str, list[int | str]] = {name: [] for name in index_module.SCHEMA.names}
+
+    def __len__(self) -> int:
+        return len(self._rows["row"])
+
+    def add(self, record: ImageRois) -> None:
+        """Check a record and append it.
+
+        Raises:
+            RecordRejectedError: the record breaks a promise of `types`; nothing was written of it.
+            ShardError: the record does not fit the folder's schema.
+            OSError: the disk is full, or the like.
+        """
+        check_image_rois(record, label_space=self._schema.label_space, feature_dim=self._schema.feature_dim)
+        self._writer.add(record)
+        values: dict[str, int | str] = {
+            "image_id": record.image_id,
+            "shard": self._shard,
+            "row": len(self),
+            "num_rois": record.num_rois,
+            "num_captions": len(record.captions),
+            "width_px": record.width_px,
+            "height_px": record.height_px,
+            "crc32": content_crc(record, self._schema),
+            "value_offset": -1,
+        }
+        for name, value in values.items():
+            self._rows[name].append(value)
+
+    def close(self) -> WrittenShard:
+        """Finish the file and return what the folder must know of it."""
+        blake2b = self._writer.close()
+        if self._container == "lmdb":
+            self._rows["value_offset"] = scan(self._path).value_offsets.tolist()
+        entry = ShardEntry(
+            file=self._path.name,
+            bytes=self._path.stat().st_size,
+            blake2b=blake2b,
+            images=len(self),
+            rois=sum(map(int, self._rows["num_rois"])),
+            captions=sum(map(int, self._rows["num_captions"])),
+        )
+        return WrittenShard(entry=entry, rows=pa.table(self._rows, schema=index_module.SCHEMA))
+
+    def abort(self) -> None:
+        """Throw away what was written."""
+        self._writer.abort()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderFacts:
+    """What a manifest says beside its shards: see `Manifest`."""
+
+    container: str
+    schema: ShardSchema
+    detector: dict[str, object]
+    describer: dict[str, object]
+    source: dict[str, object]
+    build: dict[str, object]
+
+
+def finish_folder(
+    folder: Path,
+    facts: FolderFacts,
+    shards: Iterable[WrittenShard],
+    rejects: Iterable[bytes],
+    counts: tuple[dict[str, int], dict[str, int]],
+) -> Manifest:
+    """Write rejects, index and manifest, in this order, and return the manifest; then the folder is whole.
+
+    rejects: lines of `rejects.jsonl`, each with its line end. counts: (left out by reason, rejects by reason).
+
+    Raises:
+        ShardError: two images have the same id, or there is no image at all.
+    """
+    written = list(shards)
+    _refuse_duplicates(folder, written)
+    with atomic_path(folder / manifest_module.REJECTS_NAME) as temporary, temporary.open("wb") as stream:
+        stream.writelines(rejects)
+    with atomic_path(folder / manifest_module.INDEX_NAME) as temporary:
+        index_module.save([shard.rows for shard in written], temporary)
+    left_out, reject_counts = counts
+    manifest = Manifest(
+        container=facts.container,
+        schema=facts.schema,
+        num_images=sum(shard.entry.images for shard in written),
+        num_captions=sum(shard.entry.captions for shard in written),
+        num_rois=sum(shard.entry.rois for shard in written),
+        detector=facts.detector,
+        describer=facts.describer,
+        source=facts.source,
+        build=facts.build,
+        left_out=dict(sorted(left_out.items())),
+        rejects=dict(sorted(reject_counts.items())),
+        shards=tuple(shard.entry for shard in written),
+        index=FileEntry.of(folder / manifest_module.INDEX_NAME),
+        rejects_file=FileEntry.of(folder / manifest_module.REJECTS_NAME),
+    )
+    manifest_module.save(manifest, folder)
+    return manifest_module.load(folder)
+
+
+def _refuse_duplicates(folder: Path, written: list[WrittenShard]) -> None:
+    ids = pa.chunked_array([shard.rows["image_id"].combine_chunks() for shard in written], pa.string())
+    if not len(ids):
+        raise ShardError(f"{folder}: not one image was taken, so there is nothing to write. See the rejects.")
+    values, counts = np.unique(ids.to_numpy(zero_copy_only=False).astype(str), return_counts=True)
+    if counts.max() > 1:
+        raise ShardError(
+            f"{folder}: image id {values[counts.argmax()]!r} occurs {counts.max()} times; ids must be unique."
+        )
