@@ -36,9 +36,7 @@ class FakeShards:
 
     def schema(self) -> ShardSchema:
         """Return the schema of these records."""
-        names = tuple(
-            f"{COLOURS[i % 8]} {SHAPES[i // 8 % 8]} {i // 64}".removesuffix(" 0") for i in range(self.num_classes)
-        )
+        names = class_names(self.num_classes)
         space = LabelSpace(
             name="synthetic",
             class_names=(*names, "background") if self.has_background else names,
@@ -51,6 +49,12 @@ class FakeShards:
             has_attributes=self.has_attributes,
             label_space=space if self.label_topk else None,
         )
+
+
+def class_names(num_classes: int) -> tuple[str, ...]:
+    """Return names such as `red circle`, each once."""
+    kinds = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
+    return tuple(kinds[i % 64] + (f" {i // 64}" if i >= 64 else "") for i in range(num_classes))
 
 
 def make_record(fake: FakeShards, image: int) -> ImageRois:
