@@ -50,6 +50,11 @@ class Detector(Protocol):
         """Return K, the number of classes that every RoI keeps."""
         ...
 
+    @property
+    def has_attributes(self) -> bool:
+        """Return whether every RoI brings an attribute."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """Return name, weights hash, preprocessing and selection as JSON types, for the manifest."""
         ...

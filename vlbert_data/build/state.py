@@ -1,0 +1,164 @@
+"""What a build leaves behind while it runs, in `.build/`. Promise: a shard counts as done only when all of it is.
+
+build.json: what is being built. shard-NNNNN.parquet and shard-NNNNN.json: a finished shard's rows of the index and
+everything else of it; the JSON is written last and makes it count. *.lock: who is at work. All of it goes when the
+manifest is there.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vlbert_data import manifest as manifest_module
+from vlbert_data.errors import ConfigError, ShardError, VlbError
+from vlbert_data.manifest import Manifest, ShardEntry
+from vlbert_data.shards import files
+from vlbert_data.shards.job import WrittenShard
+
+STATE_FOLDER = ".build"
+DIFFERENCES_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardOutcome:
+    """A finished shard's rejects (lines of rejects.jsonl without line ends) and what the detector left out of it."""
+
+    rejects: tuple[str, ...]
+    reject_counts: Mapping[str, int]
+    left_out: Mapping[str, int]
+
+
+class BuildState:
+    """The `.build` folder of a build of `num_shards` shards into `folder`."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], num_shards: int, container: str) -> None:
+        self.folder = folder
+        self.num_shards = num_shards
+        self._identity = json.loads(files.canonical_json(identity))
+        self._container = container
+        self._state = folder / STATE_FOLDER
+
+    def begin(self) -> Manifest | None:
+        """Make or take up the folder; return its manifest if this very build is finished already.
+
+        Raises:
+            ConfigError: the folder holds another build, or something else altogether.
+        """
+        if (self.folder / manifest_module.FILE_NAME).exists():
+            manifest = manifest_module.load(self.folder)
+            self._refuse_differences(manifest.build)
+            return manifest
+        if self.folder.exists() and not self._state.exists() and any(self.folder.iterdir()):
+            raise ConfigError(
+                f"{self.folder}: holds files that no vlb build made. Choose an empty or new folder for --out."
+            )
+        self._state.mkdir(parents=True, exist_ok=True)
+        path = self._state / "build.json"
+        if path.exists():
+            self._refuse_differences(files.read_json(path, what="state of a build"))
+        else:
+            files.write_bytes(path, json.dumps(self._identity, indent=1).encode())
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """Hold the lock `name` of this folder; the system frees it when the process ends, however it ends.
+
+        Raises:
+            VlbError: another process holds it, and `wait` is False.
+        """
+        with (self._state / f"{name}.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise VlbError(
+                    f"{self.folder}: another vlb build-shards is at work on {name} of this folder. Wait for it, "
+                    "or let each process build its own --part i/n."
+                ) from error
+            yield
+
+    def is_done(self, shard: int) -> bool:
+        """Return whether shard number `shard` is finished and its file in place."""
+        path = self._outcome(shard)
+        if not path.exists():
+            return False
+        entry = files.read_json(path, what="state of a shard")["entry"]
+        file = self.folder / entry["file"]
+        return bool(file.exists() and file.stat().st_size == entry["bytes"])
+
+    def pending(self, part: tuple[int, int] = (0, 1)) -> list[int]:
+        """Return the shards of part (i, n) that are not done, in order."""
+        return [shard for shard in range(part[0], self.num_shards, part[1]) if not self.is_done(shard)]
+
+    def forget_rejected(self, part: tuple[int, int]) -> None:
+        """Make the finished shards of part (i, n) that have rejects count as not done."""
+        for shard in range(part[0], self.num_shards, part[1]):
+            if self.is_done(shard) and self.load_shard(shard)[1].rejects:
+                self._outcome(shard).unlink()
+
+    def save_shard(self, shard: int, written: WrittenShard, outcome: ShardOutcome) -> None:
+        """Record a finished shard; from the return on it counts as done."""
+        with files.atomic_path(self._rows(shard)) as temporary:
+            pq.write_table(written.rows, temporary)
+        facts = {"entry": asdict(written.entry), **asdict(outcome)}
+        files.write_bytes(self._outcome(shard), files.canonical_json(facts))
+
+    def load_shard(self, shard: int) -> tuple[WrittenShard, ShardOutcome]:
+        """Return what `save_shard` recorded."""
+        facts = files.read_json(self._outcome(shard), what="state of a shard")
+        written = WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=pq.read_table(self._rows(shard)))
+        return written, ShardOutcome(**facts)
+
+    def clear(self) -> None:
+        """Remove the state; called when the manifest is there."""
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _rows(self, shard: int) -> Path:
+        return self._state / f"shard-{shard:05d}.parquet"
+
+    def _outcome(self, shard: int) -> Path:
+        return self._state / f"shard-{shard:05d}.json"
+
+    def _refuse_differences(self, found: Mapping[str, Any]) -> None:
+        differences = list(difference(dict(found), self._identity))
+        if differences:
+            shown = "; ".join(differences[:DIFFERENCES_SHOWN])
+            more = f"; and {len(differences) - DIFFERENCES_SHOWN} more" if len(differences) > DIFFERENCES_SHOWN else ""
+            raise ConfigError(
+                f"{self.folder}: begun with other settings: {shown}{more}. Give the same again, or another --out."
+            )
+
+
+def difference(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Yield in words where two JSON values differ, such as `shard_size was 1000, is now 500`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} was {_short(old)}, is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_shard_count(num_inputs: int, shard_size: int) -> int:
+    """Return how many shards hold `num_inputs` inputs.
+
+    Raises:
+        ShardError: no input at all, or more shards than names of five digits.
+    """
+    if num_inputs == 0:
+        raise ShardError("the input holds no image. Look at its path and format; vlb build-shards --help lists them.")
+    count = -(-num_inputs // shard_size)
+    if count > 100_000:
+        raise ShardError(f"{count} shards; a folder has at most 100,000. Raise --shard-size above {shard_size}.")
+    return count
