@@ -1,0 +1,176 @@
+"""`vlb inspect-shard`: what a shard holds, and whether it is sound."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import console
+
+if TYPE_CHECKING:
+    from vlbert_data.verify import Verdict
+
+CLASSES_SHOWN = 10
+BAR_WIDTH = 40
+
+
+@click.command(name="inspect-shard", no_args_is_help=True)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--record", "record_id", metavar="IMAGE_ID", help="Show one image: size, captions and RoIs.")
+@click.option("--verify", "do_verify", is_flag=True, help="Read everything; exit 1 and name what is damaged.")
+@click.option("--json", "as_json", is_flag=True, help="Print facts for programs, on stdout.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that verify.")
+def command(path: Path, record_id: str | None, do_verify: bool, as_json: bool, workers: int) -> None:
+    """Show what PATH, a folder of shards or a single shard file, holds and whether it is sound."""
+    if do_verify:
+        _verify(path, as_json, workers)
+        return
+    from vlbert_data.report import Images, facts, record_facts
+
+    images = Images.open(path)
+    if record_id is not None:
+        found = record_facts(images.read(images.find(record_id)), images.schema)
+        _print_json(found) if as_json else _print_record(found)
+        return
+    found = facts(images)
+    _print_json(found) if as_json else _print_facts(found)
+
+
+def _print_json(found: Any) -> None:
+    click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def _verify(path: Path, as_json: bool, workers: int) -> None:
+    from dataclasses import asdict
+
+    from vlbert_data.errors import ShardError
+    from vlbert_data.verify import verify
+
+    if not path.exists():
+        raise ShardError(f"{path}: there is no such file or folder.")
+    with console.bar("shards", 1) as bar:
+        verdict = verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, f"of {total}"))
+    if as_json:
+        _print_json({"sound": verdict.sound, **asdict(verdict)})
+    else:
+        _print_verdict(path, verdict)
+    if not verdict.sound:
+        sys.exit(1)
+
+
+def _print_verdict(path: Path, verdict: "Verdict") -> None:
+    for finding in verdict.findings:
+        click.echo(f"damaged: {finding}")
+    read = f"{verdict.files} files, {console.size(verdict.bytes)}, {verdict.images:,} images"
+    if verdict.sound:
+        click.echo(f"{path}: sound ({read} read)")
+    else:
+        click.echo(f"{path}: {len(verdict.findings)} problems ({read}). Copy what is damaged again, or rebuild it.")
+
+
+def _print_facts(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = console.out()
+    sample = found["sample"]
+    table = Table(title=found["path"], title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(found):
+        table.add_row(name, value)
+    out.print(table)
+    _print_histogram("RoIs an image", found["rois_an_image"])
+    _print_histogram(f"words a caption (sample of {sample['images']} images)", sample["caption_words"])
+    _print_classes(found)
+    for title in ("detector", "describer", "source", "rejects", "left_out"):
+        _print_mapping(title.replace("_", " "), found.get(title, {}))
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of the first table."""
+    space, features, images = found["label_space"], found["sample"]["features"], max(found["num_images"], 1)
+    captions = found["num_captions"]
+    rows = [
+        ("container", f"{found['container']}, {found['num_shards']} shards"),
+        ("images", f"{found['num_images']:,}"),
+        ("captions", "not counted in a single file" if captions is None else f"{captions:,}"),
+        ("RoIs", f"{found['num_rois']:,} ({found['num_rois'] / images:.1f} an image)"),
+        ("disk", f"{console.size(found['bytes'])}, {console.size(found['bytes_an_image'])} an image"),
+        ("3.3 M such images", console.size(found["bytes_of_3_3_million_images"])),
+        ("features", f"{found['feature_dim']} {found['feature_dtype']}"),
+    ]
+    if features.get("rois"):
+        rows.append(("feature values", _feature_line(features)))
+    if space is not None:
+        background = "no background" if space["background_index"] is None else f"background {space['background_index']}"
+        rows.append(("label space", f"{space['name']}: {space['num_classes']} classes, {background}"))
+        rows.append(("labels a RoI", f"{found['label_topk']} classes with probabilities"))
+    else:
+        rows.append(("label space", "none: masked RoIs cannot be trained on these shards"))
+    if found["masked_views"]:
+        rows.append(("masked views", f"{found['masked_views']} an image"))
+    if found.get("content_hash"):
+        rows.append(("content hash", found["content_hash"]))
+    return rows
+
+
+def _feature_line(features: dict[str, Any]) -> str:
+    spread = f"mean {features['mean']:.3f}, std {features['std']:.3f}, {features['min']:.3f} to {features['max']:.3f}"
+    norm = f"{features['share_of_zeros']:.0%} zeros, mean norm {features['mean_norm']:.2f}"
+    return f"{spread}, {norm} (of {features['rois']:,} RoIs)"
+
+
+def _print_histogram(title: str, histogram: dict[str, Any]) -> None:
+    out = console.out()
+    if not histogram["count"]:
+        return
+    mean, low, high = histogram["mean"], histogram["min"], histogram["max"]
+    out.print(f"\n{title}: mean {mean:.1f}, median {histogram['median']:.0f}, {low:.0f} to {high:.0f}")
+    top = max(histogram["bin_counts"])
+    edges = histogram["bin_edges"]
+    for i, count in enumerate(histogram["bin_counts"]):
+        label = f"{edges[i]:.0f}-{edges[i + 1] - 1:.0f}" if edges[i + 1] - edges[i] > 1 else f"{edges[i]:.0f}"
+        out.print(f"  {label:>9} {'#' * round(BAR_WIDTH * count / top):<{BAR_WIDTH}} {count:,}")
+
+
+def _print_classes(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    classes = found["sample"]["classes"]
+    if not classes:
+        return
+    total = sum(entry["rois"] for entry in classes)
+    title = f"most frequent of {len(classes)} classes seen (sample of {found['sample']['images']} images)"
+    table = Table("id", "class", "RoIs", "share", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for entry in classes[:CLASSES_SHOWN]:
+        table.add_row(str(entry["id"]), entry["name"], f"{entry['rois']:,}", f"{entry['rois'] / total:.1%}")
+    console.out().print()
+    console.out().print(table)
+
+
+def _print_mapping(title: str, mapping: dict[str, Any]) -> None:
+    if not mapping:
+        return
+    out = console.out()
+    out.print(f"\n{title}")
+    for name, value in mapping.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        out.print(f"  {name}: {text if len(text) <= 400 else text[:397] + '...'}", markup=False)
+
+
+def _print_record(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = console.out()
+    out.print(f"image {found['image_id']}: {found['width_px']} x {found['height_px']} pixels", markup=False)
+    for caption in found["captions"]:
+        out.print(f"  “{caption}”", markup=False)
+    title = f"{found['num_rois']} RoIs"
+    table = Table("", "x0", "y0", "x1", "y1", "score", "classes", "norm", title=title, title_justify="left", box=None)
+    for i, roi in enumerate(found["rois"]):
+        classes = ", ".join(f"{entry['name']} {entry['probability']:.2f}" for entry in roi["classes"][:3])
+        box = (f"{edge:.1f}" for edge in roi["box"])
+        table.add_row(str(i), *box, f"{roi['score']:.3f}", classes, f"{roi['feature_norm']:.2f}")
+    out.print(table)
+    extras = f"{found['masked_views']} masked views, thumbnail of {found['thumbnail_bytes']} bytes"
+    out.print(f"whole image: norm {found['image_feature_norm']:.2f}; {extras}")
