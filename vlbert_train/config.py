@@ -61,9 +61,12 @@ class DataConfig:
     )
     max_text: int = setting(64, "separate: most text tokens of an example, [CLS] and [SEP] counted", low=4, high=2**20)
     max_rois: int = setting(100, "most RoIs of an image, the most confident ones", low=0)
-    text_windows: Literal["within-documents", "across-documents"] = setting(
-        "within-documents", "whether a text-only example may begin in one document and end in the next"
+    text_windows: Literal["document", "flat", "lines-joined"] = setting(
+        "document",
+        "text-only examples: document cuts each document evenly; flat cuts the whole corpus, across documents; "
+        "lines-joined begins one at every line, as the released code",
     )
+    min_text_tokens: int = setting(8, "shorter remains of documents are left out", low=1, high=2**20)
     shuffle: Literal["global", "windows"] = setting(
         "global", "global: any image after any other; windows: within window_shards shards at a time"
     )
