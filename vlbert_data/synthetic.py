@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlbert_data.shards.job import FolderFacts, ShardJob, WrittenShard, finish_folder
+from vlbert_data.shards.job import FolderFacts, write_records
 from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.types import Array, ImageRois, LabelSpace, MaskedViews, RoiSet
 
@@ -66,9 +66,7 @@ def make_record(fake: FakeShards, image: int) -> ImageRois:
     prototypes = np.random.default_rng([fake.seed, 2**32]).normal(size=(fake.num_classes, fake.feature_dim))
     features = _noisy(rng, prototypes[classes], fake.noise)
     image_feature = features.mean(axis=0) if num else _noisy(rng, np.zeros(fake.feature_dim), fake.noise)
-    names = (
-        fake.schema().label_space.class_names if fake.label_topk else [f"thing {i}" for i in range(fake.num_classes)]
-    )
+    names = class_names(fake.num_classes)
     seen = " and a ".join(names[c] for c in classes[:3]) or "empty scene"
     captions = tuple(f"a {seen} in picture {image}, said {i + 1} times" for i in range(fake.captions_an_image))
     views = _make_views(fake, rng, features, num) if fake.masked_views else None
@@ -110,19 +108,8 @@ def write_shards(
         source={"format": "synthetic", "num_inputs": fake.num_images},
         build={"shard_size": shard_size},
     )
-    starts = range(0, fake.num_images, shard_size)
-    written = [_write_one(folder, number, start, facts, fake, shard_size) for number, start in enumerate(starts)]
-    finish_folder(folder, facts, written, [], ({}, {}))
+    write_records(folder, make_records(fake), facts, shard_size=shard_size)
     return folder
-
-
-def _write_one(
-    folder: Path, number: int, start: int, facts: FolderFacts, fake: FakeShards, shard_size: int
-) -> WrittenShard:
-    job = ShardJob(folder, number, facts.schema, facts.container)
-    for image in range(start, min(start + shard_size, fake.num_images)):
-        job.add(make_record(fake, image))
-    return job.close()
 
 
 def _noisy(rng: np.random.Generator, values: Array, noise: float) -> Array:

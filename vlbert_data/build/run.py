@@ -223,8 +223,8 @@ class Build:
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
         if not self.config.allows(rejects.total(), len(self.source)):
             raise TooManyRejectsError(
-                f"{self.folder}: {rejects.total()} of {len(self.source)} inputs were rejected, more than --max-rejects "
-                f"{self.config.max_rejects:g} allows. The shards are kept: mend the input and run the same command with "
+                f"{self.folder}: {rejects.total()} of {len(self.source)} inputs were rejected; --max-rejects allows "
+                f"{self.config.max_rejects:g}. The shards are kept: mend the input and run the same command with "
                 "--retry-rejected, or with a higher --max-rejects to accept this.",
                 dict(rejects),
             )

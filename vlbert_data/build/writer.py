@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from vlbert_data.build.processes import follow_parent, spawn_context
 from vlbert_data.build.state import BuildState, ShardOutcome
 from vlbert_data.errors import RecordRejectedError, VlbError
-from vlbert_data.shards.job import ShardJob
+from vlbert_data.shards.job import BackgroundCloser, ShardJob, WrittenShard
 from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.sources.base import SourceReject
 from vlbert_data.types import ImageRois
@@ -142,12 +142,11 @@ class WriterProcess:
 def _run(orders: Connection, answers: Connection, state: BuildState, schema: ShardSchema, container: str) -> None:
     """Carry out orders until the end; the writer process's whole life."""
     follow_parent()
-    writer = _Writer(state, schema, container)
+    writer = _Writer(state, schema, container, answers.send)
     try:
         while (order := orders.recv()) is not None:
-            report = writer.carry_out(order)
-            if report is not None:
-                answers.send(report)
+            writer.carry_out(order)
+        writer.wait()
         answers.send(None)
     except EOFError:
         writer.abort()
@@ -165,15 +164,17 @@ def _run(orders: Connection, answers: Connection, state: BuildState, schema: Sha
 
 
 class _Writer:
-    def __init__(self, state: BuildState, schema: ShardSchema, container: str) -> None:
+    def __init__(self, state: BuildState, schema: ShardSchema, container: str, tell: Callable[[Report], None]) -> None:
         self._state = state
         self._schema = schema
         self._container = container
+        self._tell = tell
+        self._closer = BackgroundCloser()
         self._job: ShardJob | None = None
         self._shard = 0
         self._rejects: list[SourceReject] = []
 
-    def carry_out(self, order: Order) -> Report | None:
+    def carry_out(self, order: Order) -> None:
         """Do what an order says."""
         match order:
             case Begin(shard):
@@ -184,8 +185,11 @@ class _Writer:
             case Add():
                 self._add(order)
             case Finish(left_out):
-                return self._finish(left_out)
-        return None
+                self._finish(left_out)
+
+    def wait(self) -> None:
+        """Return when all finished shards are on disk."""
+        self._closer.wait()
 
     def abort(self) -> None:
         """Throw the unfinished shard away."""
@@ -201,18 +205,21 @@ class _Writer:
                 SourceReject(number=order.number, where=order.where, reason=error.reason, detail=error.detail)
             )
 
-    def _finish(self, left_out: Mapping[str, int]) -> Report:
+    def _finish(self, left_out: Mapping[str, int]) -> None:
         assert self._job is not None, "a shard is begun before it is finished"
-        written = self._job.close()
-        self._job = None
+        shard, job, self._job = self._shard, self._job, None
         rejects = sorted(self._rejects, key=lambda reject: reject.number)
         outcome = ShardOutcome(
             rejects=tuple(reject_line(reject) for reject in rejects),
             reject_counts=dict(Counter(reject.reason for reject in rejects)),
             left_out=left_out,
         )
-        self._state.save_shard(self._shard, written, outcome)
-        return Report(shard=self._shard, images=written.entry.images, rejects=len(rejects))
+
+        def keep(written: WrittenShard) -> None:
+            self._state.save_shard(shard, written, outcome)
+            self._tell(Report(shard=shard, images=written.entry.images, rejects=len(rejects)))
+
+        self._closer.close(job, keep)
 
 
 def reject_line(reject: SourceReject) -> str:

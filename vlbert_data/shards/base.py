@@ -18,8 +18,8 @@ from vlbert_data.types import Array, ImageRois, MaskedViews, RoiSet
 class ShardWriter(Protocol):
     """Writes one shard file. Nothing is there under the file's own name before `close` has returned."""
 
-    def add(self, record: ImageRois) -> None:
-        """Append a record.
+    def add(self, record: ImageRois) -> int:
+        """Append a record and return its content CRC.
 
         Raises:
             ShardError: the record does not fit the schema.
@@ -65,6 +65,10 @@ class MappedShard:
                 )
             self._places[name] = places
         return self._places[name]
+
+    def columns(self) -> dict[str, int]:
+        """Return for each field the byte at which its column begins, where a container stores columns."""
+        raise NotImplementedError
 
     def view(self, name: str, row: int) -> Array:
         """Return the array of field `name` of row `row`, a read-only view of the mapped file."""

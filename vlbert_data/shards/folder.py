@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
 from vlbert_data.errors import ShardError
@@ -10,9 +12,9 @@ from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import Manifest
 from vlbert_data.shards.base import MappedShard, ShardWriter
 from vlbert_data.shards.hdf5 import Hdf5Shard, Hdf5ShardWriter
-from vlbert_data.shards.lmdb import LmdbShard, LmdbShardWriter, scan
+from vlbert_data.shards.lmdb import LmdbShard, LmdbShardWriter, field_places, scan
 from vlbert_data.shards.schema import ShardSchema
-from vlbert_data.types import ImageRois
+from vlbert_data.types import Array, ImageRois
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,7 @@ class ShardFolder:
     manifest: Manifest
     index: ImageIndex
     _shards: dict[int, MappedShard] = field(default_factory=dict, repr=False)
+    _first_rois: list[Array] = field(default_factory=list, repr=False)
 
     @staticmethod
     def open(path: Path | str) -> "ShardFolder":
@@ -56,6 +59,30 @@ class ShardFolder:
     def read(self, image: int) -> ImageRois:
         """Return image number `image`; its arrays are views of the mapped file."""
         return self.shard(int(self.index.shard[image])).read(int(self.index.row[image]))
+
+    def places(self, images: Array) -> dict[str, Array]:
+        """Return for each field int64 [B]: the byte of its shard's file at which the array of each image begins."""
+        num_rois = self.index.num_rois[images].astype(np.int64)
+        schema = self.manifest.schema
+        if self.manifest.container == "lmdb":
+            return field_places(schema, self.index.value_offset[images], num_rois)
+        shards = self.index.shard[images]
+        first = self.first_rois()[images]
+        columns = {number: self.shard(number).columns() for number in set(shards.tolist())}
+        return {
+            field.name: np.array([columns[number][field.name] for number in shards.tolist()], np.int64)
+            + (first if field.per_roi else self.index.row[images]) * schema.num_bytes(field, np.ones((), np.int64))
+            for field in schema.fields()
+        }
+
+    def first_rois(self) -> Array:
+        """Return int64 [n]: how many RoIs stand before each image in its shard."""
+        if not self._first_rois:
+            before = np.cumsum(self.index.num_rois, dtype=np.int64) - self.index.num_rois  # [n], in the folder
+            starts = np.searchsorted(self.index.shard, np.arange(len(self.manifest.shards)))
+            at_start = np.append(before, 0)[np.minimum(starts, len(before))]
+            self._first_rois.append(before - at_start[self.index.shard])
+        return self._first_rois[0]
 
     def captions(self, image: int) -> tuple[str, ...]:
         """Return the captions of image number `image`."""

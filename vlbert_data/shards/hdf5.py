@@ -69,11 +69,11 @@ class Hdf5ShardWriter:
         self._rows: dict[str, list[int]] = {name: [] for name in ("width_px", "height_px", "crc32", "num_captions")}
         self._marks: dict[str, list[int]] = {name: [0] for name in ("roi", "caption", "id", "thumbnail", "text")}
 
-    def add(self, record: ImageRois) -> None:
+    def add(self, record: ImageRois) -> int:
         """Append a record; see `ShardWriter.add`."""
         arrays = list(record_arrays(record, self._schema))
         for field, array in arrays:
-            self._spool(column_path(field)).write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            self._spool(column_path(field)).write(np.ascontiguousarray(array).data if array.size else b"")
         texts = [caption.encode() for caption in record.captions]
         image_id, thumbnail = record.image_id.encode(), record.thumbnail or b""
         self._spool("caption/utf8").write(b"".join(texts))
@@ -87,7 +87,9 @@ class Hdf5ShardWriter:
         self._rows["width_px"].append(record.width_px)
         self._rows["height_px"].append(record.height_px)
         self._rows["num_captions"].append(len(texts))
-        self._rows["crc32"].append(content_crc(record, self._schema))
+        crc = content_crc(record, self._schema)
+        self._rows["crc32"].append(crc)
+        return crc
 
     def close(self) -> str:
         """Lay the columns out, sync and give the file its name; see `ShardWriter.close`."""
@@ -184,7 +186,12 @@ class Hdf5Shard(MappedShard):
     def __init__(self, path: Path) -> None:
         schema, self._columns, rows = _read_layout(path)
         self._rows = rows
+        self._fields_at = {field.name: self._columns[column_path(field)] for field in schema.fields()}
         super().__init__(path, schema, np.diff(rows["roi"]))
+
+    def columns(self) -> dict[str, int]:
+        """Return for each field the byte at which its dataset begins."""
+        return self._fields_at
 
     def image_size(self, row: int) -> tuple[int, int]:
         """Return (width_px, height_px)."""

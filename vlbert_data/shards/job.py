@@ -1,6 +1,8 @@
 """Writing one shard with everything that the folder must know of it. Promise: the index rows describe the very file."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
 from vlbert_data.shards.files import atomic_path
 from vlbert_data.shards.folder import new_writer
 from vlbert_data.shards.lmdb import scan
-from vlbert_data.shards.schema import ShardSchema, content_crc
+from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.types import ImageRois, check_image_rois
 
 
@@ -49,7 +51,7 @@ class ShardJob:
             OSError: the disk is full, or the like.
         """
         check_image_rois(record, label_space=self._schema.label_space, feature_dim=self._schema.feature_dim)
-        self._writer.add(record)
+        crc = self._writer.add(record)
         values: dict[str, int | str] = {
             "image_id": record.image_id,
             "shard": self._shard,
@@ -58,7 +60,7 @@ class ShardJob:
             "num_captions": len(record.captions),
             "width_px": record.width_px,
             "height_px": record.height_px,
-            "crc32": content_crc(record, self._schema),
+            "crc32": crc,
             "value_offset": -1,
         }
         for name, value in values.items():
@@ -84,6 +86,35 @@ class ShardJob:
         self._writer.abort()
 
 
+class BackgroundCloser:
+    """Closes shards in a thread, one at a time, so that the disk works while the next shard is filled."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._closing: Future[WrittenShard] | None = None
+
+    def close(self, job: ShardJob, then: Callable[[WrittenShard], None]) -> None:
+        """Begin to close `job` and call `then` in the thread when it is done; first wait for the one before.
+
+        Raises:
+            OSError: the one before could not be closed: the disk is full, or the like.
+        """
+        self.wait()
+        self._closing = self._pool.submit(self._close, job, then)
+
+    def wait(self) -> None:
+        """Return when nothing is being closed; raise what closing raised."""
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            closing.result()
+
+    @staticmethod
+    def _close(job: ShardJob, then: Callable[[WrittenShard], None]) -> WrittenShard:
+        written = job.close()
+        then(written)
+        return written
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderFacts:
     """What a manifest says beside its shards: see `Manifest`."""
@@ -94,6 +125,28 @@ class FolderFacts:
     describer: dict[str, object]
     source: dict[str, object]
     build: dict[str, object]
+
+
+def write_records(
+    folder: Path, records: Iterable[ImageRois], facts: FolderFacts, *, shard_size: int = 1000
+) -> Manifest:
+    """Write records into a new folder, `shard_size` a shard, and return its manifest.
+
+    Raises:
+        RecordRejectedError, ShardError, OSError: see `ShardJob.add`; the folder then has no manifest.
+    """
+    closer, written = BackgroundCloser(), list[WrittenShard]()
+    source = iter(records)
+    for shard in itertools.count():
+        job = ShardJob(folder, shard, facts.schema, facts.container)
+        for record in itertools.islice(source, shard_size):
+            job.add(record)
+        if not len(job):
+            job.abort()
+            break
+        closer.close(job, written.append)
+    closer.wait()
+    return finish_folder(folder, facts, written, [], ({}, {}))
 
 
 def finish_folder(

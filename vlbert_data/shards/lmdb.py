@@ -69,10 +69,12 @@ class LmdbShardWriter:
         self._used_bytes = 0
         self._pending_bytes = 0
 
-    def add(self, record: ImageRois) -> None:
+    def add(self, record: ImageRois) -> int:
         """Append a record; see `ShardWriter.add`."""
-        self._put(self._row.to_bytes(4, "big"), encode(record, self._schema))
+        crc = content_crc(record, self._schema)
+        self._put(self._row.to_bytes(4, "big"), encode(record, self._schema, crc))
         self._row += 1
+        return crc
 
     def close(self) -> str:
         """Write the schema, sync and give the file its name; see `ShardWriter.close`."""
@@ -115,15 +117,15 @@ class LmdbShardWriter:
         self._txn = self._env.begin(write=True)
 
 
-def encode(record: ImageRois, schema: ShardSchema) -> bytearray:
-    """Return the value stored for a record; see the module's description."""
+def encode(record: ImageRois, schema: ShardSchema, crc: int) -> bytearray:
+    """Return the value stored for a record with its content CRC; see the module's description."""
     arrays = list(record_arrays(record, schema))
     texts = [caption.encode() for caption in record.captions]
     image_id, thumbnail = record.image_id.encode(), record.thumbnail or b""
     offsets = np.cumsum([0, *(len(text) for text in texts)], dtype="<u4")
     header = HEADER.pack(
         MAGIC,
-        content_crc(record, schema),
+        crc,
         FORMAT_VERSION,
         0,
         record.num_rois,
@@ -193,6 +195,7 @@ class LmdbShard(MappedShard):
     def __init__(self, path: Path, schema: ShardSchema, num_rois: Array, value_offsets: Array) -> None:
         super().__init__(path, schema, num_rois)
         self._offsets = value_offsets
+        self._tails: Array | None = None
         if len(value_offsets):
             last = int(value_offsets.max())
             _check_length(path, last + SMALLEST_VALUE_BYTES)
@@ -238,8 +241,9 @@ class LmdbShard(MappedShard):
     def _tail(self, row: int) -> tuple[list[bytes], bytes, bytes]:
         """Return captions, image id and thumbnail as bytes."""
         _, _, _, _, _, _, _, _, _, count, caption_bytes, id_bytes, thumbnail_bytes = self.header(row)
-        start = int(self._offsets[row]) + HEADER.size
-        start += sum(int(_padded(self.schema.num_bytes(field, self.num_rois[row]))) for field in self.schema.fields())
+        if self._tails is None:
+            self._tails = field_places(self.schema, self._offsets, self.num_rois)[""]
+        start = int(self._tails[row])
         texts_at = start + 4 * (count + 1)
         end = texts_at + caption_bytes + id_bytes + thumbnail_bytes
         _check_length(self.path, end)
@@ -249,12 +253,19 @@ class LmdbShard(MappedShard):
         return [texts[a:b] for a, b in itertools.pairwise(marks)], ends[:id_bytes], ends[id_bytes:]
 
     def _find(self, field: Field) -> Array:
-        places = self._offsets + HEADER.size
-        for earlier in self.schema.fields():
-            if earlier.name == field.name:
-                break
-            places = places + _padded(self.schema.num_bytes(earlier, self.num_rois))
-        return places
+        return field_places(self.schema, self._offsets, self.num_rois)[field.name]
+
+
+def field_places(schema: ShardSchema, value_offsets: Array, num_rois: Array) -> dict[str, Array]:
+    """Return for each field int64 [n]: the byte of the file at which its array begins; under "" where text begins.
+
+    value_offsets, num_rois: int64 [n], where each value begins and its R.
+    """
+    places, place = {}, value_offsets + HEADER.size
+    for field in schema.fields():
+        places[field.name] = place
+        place = place + _padded(schema.num_bytes(field, num_rois))
+    return {**places, "": place}
 
 
 def _padded(num_bytes: Number) -> Number:

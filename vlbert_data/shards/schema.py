@@ -3,6 +3,7 @@
 Letters: R RoIs of the image, F feature width, K classes kept, V masked views. Text comes after the arrays.
 """
 
+import functools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -69,17 +70,18 @@ class ShardSchema:
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields that records of this schema have, in storage order."""
-        return tuple(
-            field
-            for field in FIELDS
-            if (field.name not in ATTRIBUTE_FIELDS or self.has_attributes)
-            and (field.name not in VIEW_FIELDS or self.num_views)
-        )
+        return _fields(self.has_attributes, self.num_views > 0)
 
     def shape(self, field: Field, num_rois: int) -> tuple[int, ...]:
         """Return the shape of `field` for an image of `num_rois` RoIs."""
-        sizes = {"R": num_rois, "F": self.feature_dim, "K": self.label_topk, "V": self.num_views, "4": 4}
-        return tuple(sizes[letter] for letter in field.shape)
+        return tuple([self._size(letter, num_rois) for letter in field.shape])
+
+    def _size(self, letter: str, num_rois: int) -> int:
+        if letter == "R":
+            return num_rois
+        if letter == "F":
+            return self.feature_dim
+        return {"K": self.label_topk, "V": self.num_views, "4": 4}[letter]
 
     def num_bytes(self, field: Field, num_rois: Array) -> Array:
         """Return the bytes of `field` for images of `num_rois` RoIs, int64 [n] for int [n]."""
@@ -109,6 +111,15 @@ class ShardSchema:
             has_attributes=bool(facts["has_attributes"]),
             label_space=space and label_space_from_json(space),
         )
+
+
+@functools.cache
+def _fields(has_attributes: bool, has_views: bool) -> tuple[Field, ...]:
+    return tuple(
+        field
+        for field in FIELDS
+        if (field.name not in ATTRIBUTE_FIELDS or has_attributes) and (field.name not in VIEW_FIELDS or has_views)
+    )
 
 
 def label_space_as_json(space: LabelSpace) -> dict[str, Any]:
@@ -174,7 +185,8 @@ def content_crc(record: ImageRois, schema: ShardSchema) -> int:
     size = struct.pack("<IIIII", record.width_px, record.height_px, record.num_rois, len(record.captions), 0)
     crc = zlib.crc32(size)
     for _, array in record_arrays(record, schema):
-        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, crc)
+        # LMDB views, HDF5 views and fresh arrays are all contiguous; an empty array adds nothing.
+        crc = zlib.crc32(np.ascontiguousarray(array).data if array.size else b"", crc)
     for text in (*record.captions, record.image_id):
         data = text.encode()
         crc = zlib.crc32(data, zlib.crc32(struct.pack("<I", len(data)), crc))
