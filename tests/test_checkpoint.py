@@ -1,13 +1,11 @@
 """Checkpoints: whole or absent, damage found and named, the way out said."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from limits import files_end_at
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,17 +32,6 @@ def _save(folder: Path, step: int, keep: int = 3, size: int = 50) -> Path:
         (path / "config.json").write_text("{}")
 
     return checkpoint.save(folder, _state(step), save_model=save_model, optimizer=moments, keep=keep)
-
-
-@contextmanager
-def files_end_at(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond `num_bytes`, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_is_saved_is_loaded_bit_equal(tmp_path: Path) -> None:
