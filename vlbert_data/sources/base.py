@@ -5,6 +5,7 @@ for each number, in order, without decoding an image: the bytes stay where they 
 through the item's `location`. So any range of inputs can be built alone, again, or on another machine.
 """
 
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,19 @@ from typing import Any, Protocol
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.types import Array
+
+# More than any photo takes, less than fills a worker's memory: a film listed by mistake costs its record only.
+MAX_IMAGE_BYTES = 1 << 30
+
+
+def check_num_bytes(where: str, num_bytes: int) -> None:
+    """Refuse to read an image of more than MAX_IMAGE_BYTES.
+
+    Raises:
+        RecordRejectedError: "too many bytes".
+    """
+    if num_bytes > MAX_IMAGE_BYTES:
+        raise RecordRejectedError("too many bytes", f"{where}: {num_bytes} bytes; at most {MAX_IMAGE_BYTES} are read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +38,20 @@ class FileImage:
         """Return the file's bytes.
 
         Raises:
-            RecordRejectedError: the file is missing or cannot be read.
+            RecordRejectedError: the file is missing, is too large for an image, or cannot be read.
         """
         try:
+            state = Path(self.path).stat()
+            if not stat.S_ISREG(state.st_mode):
+                raise RecordRejectedError("image not readable", f"{self.path}: not a file")
+            check_num_bytes(self.path, state.st_size)
             return Path(self.path).read_bytes()
+        except FileNotFoundError as error:
+            raise RecordRejectedError("image not found", self.path) from error
         except OSError as error:
             raise RecordRejectedError("image not readable", f"{self.path}: {error.strerror}") from error
+        except ValueError as error:  # a path that no system can have
+            raise RecordRejectedError("image not readable", f"{self.path!r}: {error}") from error
 
     def __str__(self) -> str:
         return self.path
@@ -48,8 +70,9 @@ class FileSlice:
         """Return the member's bytes.
 
         Raises:
-            RecordRejectedError: the archive cannot be read or ends too early.
+            RecordRejectedError: the archive cannot be read or ends too early, or the member is too large for an image.
         """
+        check_num_bytes(str(self), self.num_bytes)
         try:
             with Path(self.path).open("rb") as stream:
                 stream.seek(self.offset)
