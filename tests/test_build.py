@@ -1,0 +1,257 @@
+"""A build, whole, interrupted, in parts, and refused."""
+
+import fcntl
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build_world import build, make_build, make_world
+
+from vlbert_data.build.config import BuildConfig, parse_part, read_toml
+from vlbert_data.build.run import Progress, TooManyRejectsError
+from vlbert_data.build.state import STATE_FOLDER
+from vlbert_data.errors import ConfigError, ShardError, VlbError
+from vlbert_data.shards.folder import ShardFolder
+from vlbert_data.verify import verify
+
+NUM_IMAGES = 14
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"), NUM_IMAGES, broken=[5])
+
+
+@pytest.fixture(scope="module")
+def whole(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert build(table, out, max_rejects=1).built == 4
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def run_child(table: Path, out: Path, **settings: object) -> subprocess.Popen[bytes]:
+    script = Path(__file__).with_name("build_world.py")
+    arguments = [sys.executable, str(script), str(table), str(out), json.dumps({"max_rejects": 1, **settings})]
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+
+
+def test_every_input_ends_as_a_record_or_a_reject(whole: Path, table: Path) -> None:
+    folder = ShardFolder.open(whole)
+    rejects = [json.loads(line) for line in (whole / "rejects.jsonl").read_text().splitlines()]
+    assert len(folder) + len(rejects) == NUM_IMAGES
+    assert [reject["number"] for reject in rejects] == [5]
+    assert rejects[0]["where"] == str(table.parent / "0005.png")
+    assert sum(folder.manifest.rejects.values()) == 1
+    assert verify(whole).sound
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    del lines[5]
+    for image, line in enumerate(lines):
+        record = folder.read(image)
+        np.testing.assert_array_equal(record.rois.boxes, np.array(line["boxes"], np.float32).reshape(-1, 4))
+        assert record.captions == (line["caption"],)
+        assert record.masked_views is not None
+        assert record.masked_views.chosen.shape == (2, record.num_rois)
+        assert record.thumbnail is not None
+
+
+def test_worker_processes_and_batches_change_nothing(table: Path, whole: Path, tmp_path: Path) -> None:
+    build(table, tmp_path / "out", max_rejects=1, workers=2, batch_size=3)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_finished_build_is_left_alone(table: Path, whole: Path) -> None:
+    before = {entry.name: entry.stat().st_mtime_ns for entry in whole.iterdir()}
+    assert build(table, whole, max_rejects=1).built == 0
+    assert {entry.name: entry.stat().st_mtime_ns for entry in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize("container", ["lmdb", "hdf5"])
+def test_a_build_killed_again_and_again_ends_as_one_never_interrupted(
+    table: Path, tmp_path: Path, container: str
+) -> None:
+    build(table, tmp_path / "whole", max_rejects=1, container=container, shard_size=2)
+    out = tmp_path / "out"
+    shuffled = random.Random(container)
+    kills = 0
+    for _ in range(40):
+        child = run_child(table, out, container=container, shard_size=2, workers=1)
+        known = len(list(out.glob(f"{STATE_FOLDER}/shard-*.json")))
+        while child.poll() is None and len(list(out.glob(f"{STATE_FOLDER}/shard-*.json"))) <= known:
+            time.sleep(0.005)
+        time.sleep(shuffled.uniform(0, 0.03))
+        child.send_signal(signal.SIGKILL)
+        finished = child.wait() == 0
+        child.communicate()
+        kills += not finished
+        if (out / "manifest.json").exists():
+            break
+    assert kills >= 3
+    build(table, out, max_rejects=1, container=container, shard_size=2)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_helper_processes_do_not_outlive_a_killed_build(table: Path, tmp_path: Path) -> None:
+    child = run_child(table, tmp_path / "out", workers=2, shard_size=1)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    if not children.exists():
+        child.kill()
+        child.communicate()
+        pytest.skip("this system does not list the children of a process")
+    helpers: set[str] = set()
+    while child.poll() is None and len(helpers) < 3:
+        helpers |= set(children.read_text().split())
+        time.sleep(0.005)
+    child.kill()
+    child.communicate()
+    deadline = time.monotonic() + 20
+    alive = helpers
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+        alive = {pid for pid in helpers if is_running(pid)}
+    assert not alive
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_parts_together_give_what_one_build_gives(table: Path, whole: Path, tmp_path: Path) -> None:
+    first = make_build(table, tmp_path / "out", max_rejects=1).run((1, 2))
+    assert first.manifest is None
+    assert (first.built, first.missing) == (2, 2)
+    with pytest.raises(ShardError, match=r"an unfinished build \(2 shards so far\)"):
+        ShardFolder.open(tmp_path / "out")
+    second = make_build(table, tmp_path / "out", max_rejects=1).run((0, 2))
+    assert second.manifest is not None
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_second_build_of_the_same_folder_is_refused(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_build(table, out, max_rejects=1).run((1, 4))
+    with (out / STATE_FOLDER / "part-1-of-1.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(VlbError, match=r"another vlb build-shards is at work.*--part i/n"):
+            build(table, out, max_rejects=1)
+    with (out / STATE_FOLDER / "shard-00002.lmdb.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(VlbError, match="at work on shard-00002"):
+            build(table, out, max_rejects=1)
+    assert build(table, out, max_rejects=1).manifest is not None
+
+
+def test_other_settings_on_the_same_folder_are_refused_by_name(table: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"settings\.shard_size was 4, is now 5"):
+        build(table, whole, max_rejects=1, shard_size=5)
+    make_build(table, tmp_path / "out").run((0, 2))
+    with pytest.raises(ConfigError, match=r"describer\.scale was 1\.0, is now 2\.0"):
+        build(table, tmp_path / "out", scale=2.0)
+    other = make_world(tmp_path / "world", 13)
+    with pytest.raises(ConfigError, match="source was"):
+        build(other, tmp_path / "out")
+
+
+def test_a_folder_of_other_things_is_not_touched(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match=r"holds files that no vlb build made.*--out"):
+        build(table, tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"precious"}
+
+
+def test_too_many_rejects_fail_at_the_end_and_keep_the_shards(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 8, broken=[1, 2, 6])
+    out = tmp_path / "out"
+    with pytest.raises(TooManyRejectsError, match=r"3 of 8 inputs were rejected.*--retry-rejected") as caught:
+        build(table, out)
+    assert sum(caught.value.counts.values()) == 3
+    assert not (out / "manifest.json").exists()
+    make_world(tmp_path / "world", 8)  # mended
+    again = make_build(table, out)
+    again.retry_rejected = True
+    result = again.run()
+    assert result.built == 2
+    assert result.manifest is not None
+    assert result.manifest.num_images == 8
+    accepted = tmp_path / "accepted"
+    make_world(tmp_path / "world", 8, broken=[1, 2, 6])
+    assert build(table, accepted, max_rejects=0.5).manifest is not None
+
+
+def test_a_feature_beyond_float16_is_a_reject_that_names_the_image(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 3)
+    with pytest.raises(TooManyRejectsError):
+        build(table, tmp_path / "out", scale=1000.0)
+    state = json.loads((tmp_path / "out" / STATE_FOLDER / "shard-00000.json").read_text())
+    first = json.loads(state["rejects"][0])
+    assert first["reason"] == "feature overflow"
+    assert first["where"].endswith("0000.png")
+    assert "float16 ends at 65504" in first["detail"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 12)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    out = tmp_path / "out"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        # A limit on file size stands in for a full disk: the same failing write, without a disk of our own to fill.
+        with pytest.raises(VlbError, match=r"Finished shards are kept; make room"):
+            build(table, out, shard_size=12)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(out.glob("shard-*"))
+    assert build(table, out, shard_size=12).manifest is not None
+    assert verify(out).sound
+
+
+def test_an_empty_input_is_refused(tmp_path: Path) -> None:
+    from vlbert_data.build.state import check_shard_count
+
+    with pytest.raises(ShardError, match="holds no image"):
+        check_shard_count(0, 10)
+    with pytest.raises(ShardError, match="Raise --shard-size"):
+        check_shard_count(1_000_000, 1)
+
+
+def test_progress_counts_every_input_once(table: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    make_build(table, tmp_path / "out", max_rejects=1).run((0, 2))
+    rest = make_build(table, tmp_path / "out", max_rejects=1)
+    rest.on_progress = seen.append
+    rest.run()
+    assert [progress.done_inputs for progress in seen] == list(range(9, NUM_IMAGES + 1))
+    assert {progress.total_inputs for progress in seen} == {NUM_IMAGES}
+    assert seen[-1].rejects == 1
+
+
+def test_settings_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no setting 'shard_sise'. Did you mean shard_size"):
+        BuildConfig().updated({"shard_sise": 3})
+    with pytest.raises(ConfigError, match=r"shard_size is 'ten'; it must be int"):
+        BuildConfig().updated({"shard_size": "ten"})
+    with pytest.raises(ConfigError, match=r"score_threshold is 1.5; it must be from 0 to 1"):
+        BuildConfig(score_threshold=1.5)
+    with pytest.raises(ConfigError, match="more than max_rois"):
+        BuildConfig(min_rois=200)
+    (tmp_path / "bad.toml").write_text("shard_size = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        read_toml(tmp_path / "bad.toml")
+    for text in ("0/2", "3/2", "x/y", "2"):
+        with pytest.raises(ConfigError, match="i/n"):
+            parse_part(text)
+    assert parse_part("2/8") == (1, 8)
