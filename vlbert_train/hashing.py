@@ -65,7 +65,7 @@ def stream_key(seed: int, stream: str) -> Words:
 
 def uniforms(random: Words) -> NDArray[np.float64]:
     """Return float64, of the shape of the words, in [0, 1): the upper 53 bits of each."""
-    return (random >> np.uint64(11)) * 2.0**-53
+    return np.asarray((random >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def below(random: Words, limit: int) -> NDArray[np.int64]:
