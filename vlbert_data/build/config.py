@@ -42,7 +42,7 @@ class BuildConfig:
     max_rejects: float = 0.05
     workers: int = 1
     batch_size: int = 1
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
