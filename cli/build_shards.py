@@ -74,10 +74,11 @@ def command(
     """
     settings = _settings(options, config)
     # Only now: opening the input and loading models takes torch and transformers.
+    from vlbert_data.build.run import TooManyRejectsError
+    from vlbert_data.memory import keep_freed_memory
     from vlbert_data.sources.open import open_source
 
-    from vlbert_data.build.run import TooManyRejectsError
-
+    keep_freed_memory()
     source = open_source(inputs, images=images, format=format_name, allow_bordered=allow_bordered)
     build = _prepare(out, source, (detector, describer), settings)
     build.retry_rejected = retry_rejected
@@ -111,12 +112,11 @@ def default_how() -> dict[str, Any]:
 
 
 def _prepare(out: Path, source: Any, specs: tuple[str, str | None], settings: BuildConfig) -> Any:
+    from vlbert_data.build.run import Build
     from vlbert_data.describe.open import open_describer
     from vlbert_data.detect.open import open_detector
 
-    from vlbert_data.build.run import Build
-
-    detector = open_detector(specs[0], settings)
+    detector = open_detector(specs[0], settings, source)
     describer = open_describer(specs[1], settings, detector)
     return Build(folder=out, source=source, detector=detector, describer=describer, config=settings)
 

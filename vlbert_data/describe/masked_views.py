@@ -52,5 +52,7 @@ def describe_masked_views(
     return MaskedViews(
         chosen=chosen,
         features=to_float16(np.stack([view.features for view in described]), what="features of masked views"),
-        image_features=to_float16(np.stack([view.image_feature for view in described]), what="features of masked views"),
+        image_features=to_float16(
+            np.stack([view.image_feature for view in described]), what="features of masked views"
+        ),
     )

@@ -181,7 +181,7 @@ def _check_images_exist(source: Source) -> None:
     ]
     if tried and not any(map(os.path.exists, tried)):
         raise ConfigError(
-            f"none of the {len(tried)} images tried exists, such as {tried[0]}. Give the folder of images with --images."
+            f"none of the {len(tried)} images tried exists, such as {tried[0]}. Give their folder with --images."
         )
 
 
