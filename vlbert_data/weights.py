@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlbert_data.errors import ConfigError
+from vlbert_data.errors import ConfigError, RecordRejectedError, VlbError
 
 # What decides a model's output: its configuration, its tensors and how images are prepared.
 WANTED = ("*.json", "*.safetensors", "*.bin")
@@ -90,10 +90,11 @@ def quiet_transformers() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def load_pretrained(auto_class: Any, folder: Path, **options: Any) -> Any:
+def load_pretrained(auto_class: Any, folder: Path, *, unused: tuple[str, ...] = ()) -> Any:
     """Return `auto_class.from_pretrained(folder)` in evaluation mode, float32, every weight of it from the folder.
 
-    Weights of other heads in the folder may stay unused; a weight that the folder does not hold would be random.
+    Weights of other heads in the folder may stay unused; a weight that the folder does not hold would be random, which
+    is allowed only to parts of the model named in `unused`.
 
     Raises:
         ConfigError: transformers cannot load the folder, or weights are missing or of another shape.
@@ -103,18 +104,40 @@ def load_pretrained(auto_class: Any, folder: Path, **options: Any) -> Any:
     try:
         with quiet_transformers():
             model, found = auto_class.from_pretrained(
-                folder, output_loading_info=True, local_files_only=True, dtype=torch.float32, **options
+                folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{folder}: transformers cannot load this model: {first_line}") from error
-    _check_complete(folder, found)
+    _check_complete(folder, found, unused)
     return model.eval()
 
 
-def _check_complete(folder: Path, found: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn what goes wrong inside a model into what it means for the build; `what`: detector or describer.
+
+    Raises:
+        VlbError: memory ran out; another image would meet the same.
+        RecordRejectedError: the model cannot take these images; few models take any shape.
+    """
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in first_line:
+            raise VlbError(
+                f"the {what} ran out of memory: {first_line} Take a smaller --batch-size, or fewer --workers."
+            ) from error
+        raise RecordRejectedError(f"image does not suit the {what}", first_line) from error
+
+
+def _check_complete(folder: Path, found: Mapping[str, Any], unused: tuple[str, ...]) -> None:
     lacking = sorted(str(name) for name in found.get("missing_keys", ()))
     lacking += sorted(str(entry[0]) for entry in found.get("mismatched_keys", ()))
+    lacking = [name for name in lacking if not set(unused) & set(name.split("."))]
     if lacking:
         named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
         raise ConfigError(

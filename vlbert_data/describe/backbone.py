@@ -19,7 +19,7 @@ from vlbert_data.describe.base import Description
 from vlbert_data.describe.roi_align import roi_align_mean
 from vlbert_data.errors import ConfigError
 from vlbert_data.types import Array
-from vlbert_data.weights import choose_device, hash_files, load_pretrained, load_processor, resolve
+from vlbert_data.weights import choose_device, hash_files, load_pretrained, load_processor, resolve, running
 
 # Bins a side of a RoI's window (He et al., Mask R-CNN, section 3.1 pools 7 x 7 for classes).
 NUM_BINS = 7
@@ -58,7 +58,7 @@ class BackboneDescriber:
         self._name, self._hash = folder.name, hash_files(folder)
         self._size, self._layer, self._batch_size = size, layer, batch_size
         self._device = choose_device(device)
-        model = load_pretrained(AutoModel, folder)
+        model = load_pretrained(AutoModel, folder, unused=("pooler",))
         # Where a vision part can be had alone, as in CLIP, only that one is asked.
         self._model = getattr(model, "vision_model", model).to(self._device)
         if self._device.type == "cuda":
@@ -98,7 +98,7 @@ class BackboneDescriber:
         for size, numbers in by_size.items():
             for start in range(0, len(numbers), self._batch_size):
                 batch = numbers[start : start + self._batch_size]
-                with torch.inference_mode():
+                with torch.inference_mode(), running("describer"):
                     maps = self._feature_maps(self._prepare([images[number] for number in batch], size))
                     for number, feature_map in zip(batch, maps, strict=True):
                         found[number] = self._pool(feature_map, images[number].shape, boxes[number], size)
@@ -133,9 +133,10 @@ class BackboneDescriber:
     def _as_map(self, found: Tensor, size: Sequence[int]) -> Tensor:
         if found.ndim == 4:
             return found
-        # A transformer's tokens [B, n + H * W, F]: n leading ones (class, registers) stand for no place.
+        # A transformer's tokens [B, n + H * W, F]: the first n (class, registers) stand for no place.
         height, width = (side // self._patch_px for side in size)
-        if found.ndim == 3 and self._patch_px > 1 and found.shape[1] >= height * width:
+        most_leading = 1 + int(getattr(self._model.config, "num_register_tokens", 0) or 0)
+        if found.ndim == 3 and self._patch_px > 1 and 0 <= found.shape[1] - height * width <= most_leading:
             return _grid(found[:, -height * width :], height, width)
         if found.ndim == 3:
             # Hierarchical transformers (Swin) give H * W tokens at some stride of their own.

@@ -19,7 +19,7 @@ from vlbert_data.detect.base import DecodedImage, SelectionRule
 from vlbert_data.detect.selection import kept_classes, select
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.types import Array, LabelSpace, RoiSet
-from vlbert_data.weights import choose_device, hash_files, load_pretrained, load_processor, resolve
+from vlbert_data.weights import choose_device, hash_files, load_pretrained, load_processor, resolve, running
 
 NO_OBJECT = "no object"
 DEGENERATE = "proposals without area in the image"
@@ -86,16 +86,24 @@ class HuggingFaceDetector:
         return [found[number][0] for number in range(len(images))]
 
     def _prepare(self, pixels: Array) -> Tensor:
-        """Return float32 [3, h, w], as the model's processor makes it."""
-        prepared = self._processor(
-            images=[pixels], return_tensors="pt", input_data_format="channels_last", **NO_PADDING
-        )
+        """Return float32 [3, h, w], as the model's processor makes it.
+
+        Raises:
+            RecordRejectedError: the processor cannot, as some cannot for images much longer than wide.
+        """
+        try:
+            prepared = self._processor(
+                images=[pixels], return_tensors="pt", input_data_format="channels_last", **NO_PADDING
+            )
+        except (ValueError, ZeroDivisionError) as error:
+            size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+            raise RecordRejectedError("image does not suit the detector", f"{size}: {error}") from error
         tensor: Tensor = prepared["pixel_values"][0]
         return tensor
 
     def _propose(self, batch: Tensor) -> list[tuple[Array, Array]]:
         """Return (boxes float32 [P, 4] as shares of the image's sides, probabilities float32 [P, C + 1]) an image."""
-        with torch.inference_mode():
+        with torch.inference_mode(), running("detector"):
             output = self._model(pixel_values=batch.to(self._device))
         probs = class_distribution(output.logits.float(), num_classes=self.label_space.num_classes - 1)
         centre_x, centre_y, width, height = output.pred_boxes.float().unbind(-1)
