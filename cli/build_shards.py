@@ -101,7 +101,11 @@ def command(
 def _settings(options: dict[str, Any], config: Path | None) -> BuildConfig:
     """Return the settings: defaults, then the file, then options."""
     given = {name: value for name, value in options.items() if value is not None}
-    return BuildConfig(**default_how()).updated(read_toml(config) if config else {}).updated(given)
+    chosen = {**(read_toml(config) if config else {}), **given}
+    # Whoever asks for fewer RoIs than the default least does not mean to be refused for it.
+    if "max_rois" in chosen and "min_rois" not in chosen and isinstance(chosen["max_rois"], int):
+        chosen["min_rois"] = min(DEFAULTS.min_rois, chosen["max_rois"])
+    return BuildConfig(**default_how()).updated(chosen)
 
 
 def default_how() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vlbert_data import manifest as manifest_module
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
 from vlbert_data.build.state import BuildState, check_shard_count
-from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess
+from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
 from vlbert_data.describe.base import Describer, Description
 from vlbert_data.describe.masked_views import describe_masked_views
 from vlbert_data.detect.base import Detector
@@ -106,6 +106,12 @@ class Build:
             VlbError: this part is being built by another process, the disk is full, or the like.
             TooManyRejectsError: all shards are there, but too many inputs were rejected.
         """
+        try:
+            return self._run(part)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def _run(self, part: tuple[int, int]) -> BuildResult:
         manifest = self.state.begin()
         if manifest is not None:
             self.state.clear()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from vlbert_data.build.processes import follow_parent, spawn_context
@@ -155,12 +156,13 @@ def _run(orders: Connection, answers: Connection, state: BuildState, schema: Sha
         answers.send(error)
     except OSError as error:
         writer.abort()
-        where = error.filename or state.folder
-        answers.send(
-            VlbError(
-                f"{where}: {error.strerror or error}. Finished shards are kept; make room and run the same command."
-            )
-        )
+        answers.send(disk_error(error, state.folder))
+
+
+def disk_error(error: OSError, folder: Path) -> VlbError:
+    """Return what an error of the file system means for the build in `folder`, in one sentence and the next move."""
+    where, why = error.filename or folder, error.strerror or error
+    return VlbError(f"{where}: {why}. Finished shards are kept; make room or mend this, and run the same command.")
 
 
 class _Writer:
