@@ -1,7 +1,11 @@
 """The waist between supply and model. Promise: packed, no padding; only asked positions have targets.
 
 Letters: B sequences, S all their positions, T text tokens, N RoIs, F feature width, M asked words, Q asked RoIs,
-K classes kept for each RoI. A caption sequence is `[CLS] words [SEP] RoIs [END]`, a text-only one has no RoIs.
+K classes kept for each RoI. A caption sequence is `[CLS] words [SEP] RoIs [END]`, a text-only one `words [END]`.
+
+The first RoI of a caption sequence is the whole image, as in the released code: its box is (0, 0, 1, 1), its feature
+is that of `image_features`, it is never hidden and never asked, and it counts in N. Rows of RoIs and of text tokens may
+stand in any order; `*_slots` and `*_sequence` say where they belong.
 """
 
 from collections.abc import Callable
