@@ -46,7 +46,7 @@ def test_records_come_back_to_the_bit(tmp_path: Path, container: str, fake: Fake
 def test_both_containers_hold_the_same_contents(tmp_path: Path) -> None:
     folders = [ShardFolder.open(write_shards(tmp_path / c, FULL, container=c)) for c in ("lmdb", "hdf5")]
     np.testing.assert_array_equal(folders[0].index.crc32, folders[1].index.crc32)
-    crcs = [content_crc(record, FULL.schema()) for record in make_records(FULL)]
+    crcs = [content_crc(record, record_arrays(record, FULL.schema())) for record in make_records(FULL)]
     assert folders[0].index.crc32.tolist() == crcs
 
 
@@ -112,7 +112,8 @@ def test_one_file_is_read_by_several_readers_at_once(tmp_path: Path, container: 
 def test_nothing_has_the_shards_name_before_close(tmp_path: Path, container: str) -> None:
     path = tmp_path / "shard-00000.x"
     writer = new_writer(path, FULL.schema(), container)
-    writer.add(make_record(FULL, 0))
+    record = make_record(FULL, 0)
+    writer.add(record, record_arrays(record, FULL.schema()), 0)
     assert not path.exists()
     writer.abort()
     assert list(tmp_path.iterdir()) == []
@@ -121,7 +122,7 @@ def test_nothing_has_the_shards_name_before_close(tmp_path: Path, container: str
 def test_hdf5_columns_larger_than_memory_allows_go_through_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlbert_data.shards.hdf5.SPOOL_BYTES", 1000)
+    monkeypatch.setattr("vlbert_data.shards.hdf5.HELD_BYTES", 1000)
     monkeypatch.setattr("vlbert_data.shards.hdf5.COPY_BYTES", 300)
     folder = ShardFolder.open(write_shards(tmp_path / "s", FULL, container="hdf5"))
     for image, record in enumerate(make_records(FULL)):
@@ -180,7 +181,8 @@ def test_a_future_version_is_refused_with_what_this_one_reads(tmp_path: Path, co
     module = f"vlbert_data.shards.{container}.FORMAT_VERSION"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, FORMAT_VERSION + 3)
-        writer.add(make_record(FULL, 0))
+        record = make_record(FULL, 0)
+        writer.add(record, record_arrays(record, FULL.schema()), 0)
         writer.close()
     with pytest.raises(ShardError, match=f"format version {FORMAT_VERSION + 3}; this vlb reads 1-{FORMAT_VERSION}"):
         open_shard_file(path)

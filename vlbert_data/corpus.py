@@ -33,11 +33,11 @@ def corpus_name(number: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusEntry:
-    """A token file: its name, size and blake2b-256, and what is in it. text_bytes: UTF-8 of the texts taken."""
+    """A token file: its name, size and BLAKE3, and what is in it. text_bytes: UTF-8 of the texts taken."""
 
     file: str
     bytes: int
-    blake2b: str
+    blake3: str
     documents: int
     lines: int
     tokens: int
@@ -215,7 +215,7 @@ class CorpusFolder:
         entries: list[CorpusEntry | FileEntry] = [*self.manifest.files]
         for entry in (*entries, self.manifest.sources_file, self.manifest.rejects_file):
             path = self.path / entry.file
-            if not path.exists() or files.blake2b_file(path) != entry.blake2b:
+            if not path.exists() or files.blake3_file(path) != entry.blake3:
                 raise ShardError(
                     f"{path}: not what was written (hash or size differ). Copy it again or build it again."
                 )

@@ -173,12 +173,12 @@ class UnitWriter:
         lines = (self._lines.read(), self._document_lines.read())
         token_file.write(path, tokens, lines, {"tokenizer": self._tokenizer.fingerprint})
 
-    def entry(self, path: Path, blake2b: str) -> CorpusEntry:
+    def entry(self, path: Path, blake3: str) -> CorpusEntry:
         """Return the manifest's entry of the file at `path` that `write` wrote."""
         return CorpusEntry(
             file=path.name,
             bytes=path.stat().st_size,
-            blake2b=blake2b,
+            blake3=blake3,
             documents=len(self._documents) - 1,
             lines=len(self._lines),
             tokens=len(self._ids),

@@ -28,16 +28,16 @@ def shard_name(shard: int, container: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """A file of the folder: name, size in bytes and blake2b-256 in hex."""
+    """A file of the folder: name, size in bytes and BLAKE3 in hex."""
 
     file: str
     bytes: int
-    blake2b: str
+    blake3: str
 
     @staticmethod
     def of(path: Path) -> "FileEntry":
         """Return the entry of a file that stands in its folder."""
-        return FileEntry(file=path.name, bytes=path.stat().st_size, blake2b=files.blake2b_file(path))
+        return FileEntry(file=path.name, bytes=path.stat().st_size, blake3=files.blake3_file(path))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class ShardEntry:
 
     file: str
     bytes: int
-    blake2b: str
+    blake3: str
     images: int
     rois: int
     captions: int

@@ -20,7 +20,7 @@ from vlbert_data.shards import files
 from vlbert_data.shards.base import MappedShard
 from vlbert_data.shards.folder import ShardFolder, open_shard_file
 from vlbert_data.shards.lmdb import scan
-from vlbert_data.shards.schema import content_crc
+from vlbert_data.shards.schema import content_crc, record_arrays
 from vlbert_data.types import check_image_rois
 
 
@@ -76,7 +76,7 @@ def verify(
     if any(finding.file == manifest.index.file for finding in findings_list):
         # Without the index records cannot be found; hashes still can be checked.
         for entry in manifest.shards:
-            findings_list += _check_file(path, FileEntry(file=entry.file, bytes=entry.bytes, blake2b=entry.blake2b))
+            findings_list += _check_file(path, FileEntry(file=entry.file, bytes=entry.bytes, blake3=entry.blake3))
         return _verdict(path, manifest.num_images, findings_list)
     with ProcessPoolExecutor(workers, mp_context=spawn_context(), initializer=follow_parent) as pool:
         tasks = [pool.submit(check_shard, path, number) for number in range(len(manifest.shards))]
@@ -104,7 +104,7 @@ def _check_file(folder: Path, entry: FileEntry) -> list[Finding]:
     if size != entry.bytes:
         return [Finding(file=entry.file, image_id=None, problem=f"{size} bytes; the manifest says {entry.bytes}")]
     try:
-        same = files.blake2b_file(path) == entry.blake2b
+        same = files.blake3_file(path) == entry.blake3
     except OSError as error:
         return [Finding(file=entry.file, image_id=None, problem=f"cannot be read: {error.strerror}")]
     return (
@@ -125,7 +125,7 @@ def check_shard(folder: Path, number: int) -> list[Finding]:
     """Return what is wrong with shard `number` of a folder whose manifest and index are sound."""
     opened = ShardFolder.open(folder)
     entry = opened.manifest.shards[number]
-    found = _check_file(folder, FileEntry(file=entry.file, bytes=entry.bytes, blake2b=entry.blake2b))
+    found = _check_file(folder, FileEntry(file=entry.file, bytes=entry.bytes, blake3=entry.blake3))
     try:
         shard = opened.shard(number)
         rows = opened.index.shard_slice(number)
@@ -151,7 +151,7 @@ def _check_record(shard: MappedShard, row: int, indexed: tuple[ImageIndex, int] 
     """Return what is wrong with a record, or None."""
     try:
         record = shard.read(row)
-        if content_crc(record, shard.schema) != shard.stored_crc(row):
+        if content_crc(record, record_arrays(record, shard.schema)) != shard.stored_crc(row):
             return "its contents do not fit their CRC"
         check_image_rois(record, label_space=shard.schema.label_space, feature_dim=shard.schema.feature_dim)
     except (ShardError, RecordRejectedError) as error:

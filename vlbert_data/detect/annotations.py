@@ -16,7 +16,7 @@ import numpy as np
 from vlbert_data import boxes as geometry
 from vlbert_data.detect.base import DecodedImage
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.shards.files import blake2b_file
+from vlbert_data.shards.files import blake3_file
 from vlbert_data.sources.base import Source, SourceItem
 from vlbert_data.types import Array, LabelSpace, RoiSet
 
@@ -69,13 +69,13 @@ class CocoAnnotations:
         content = _read_json(path)
         self.label_space, number_of = _label_space(path, content)
         self._by_name, self._by_id = _images(path, content, number_of)
-        self._hash = blake2b_file(path)
+        self._hash = blake3_file(path)
         self._left_out: Counter[str] = Counter()
 
     def facts(self) -> dict[str, Any]:
         """Return where the boxes come from."""
         selection = {"max_rois": self._max_rois, "order": "larger boxes first", "left_out": [CROWD, DEGENERATE]}
-        return {"name": "annotations", "file": self._path.name, "blake2b": self._hash, "selection": selection}
+        return {"name": "annotations", "file": self._path.name, "blake3": self._hash, "selection": selection}
 
     def counts(self) -> dict[str, int]:
         """Return what was left out so far, by reason."""

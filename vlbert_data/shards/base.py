@@ -11,24 +11,26 @@ from typing import Protocol
 import numpy as np
 
 from vlbert_data.errors import ShardError
-from vlbert_data.shards.schema import Field, ShardSchema
+from vlbert_data.shards.schema import Field, RecordArrays, ShardSchema
 from vlbert_data.types import Array, ImageRois, MaskedViews, RoiSet
 
 
 class ShardWriter(Protocol):
     """Writes one shard file. Nothing is there under the file's own name before `close` has returned."""
 
-    def add(self, record: ImageRois) -> int:
-        """Append a record and return its content CRC.
+    def add(self, record: ImageRois, arrays: RecordArrays, crc: int) -> None:
+        """Append a record.
+
+        arrays: what `record_arrays` gives of it; crc: what `content_crc` gives. The writer may keep the arrays until
+        `close`; they must not change.
 
         Raises:
-            ShardError: the record does not fit the schema.
             OSError: the disk is full or the file cannot be written.
         """
         ...
 
     def close(self) -> str:
-        """Finish, sync to disk, give the file its name, and return the hex blake2b-256 of its bytes."""
+        """Finish, sync to disk, give the file its name, and return the hex BLAKE3 of its bytes."""
         ...
 
     def abort(self) -> None:

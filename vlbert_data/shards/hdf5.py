@@ -14,8 +14,10 @@ lie, closes it, and maps the file.
 
 import itertools
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,19 +30,20 @@ from vlbert_data.shards.files import publish, temporary_name
 from vlbert_data.shards.schema import (
     FORMAT_VERSION,
     Field,
+    RecordArrays,
     ShardSchema,
     check_version,
-    content_crc,
-    record_arrays,
 )
 from vlbert_data.types import Array, ImageRois
 
 FORMAT_NAME = "vlbert-shard"
 # Columns start on page boundaries: reads of whole pages, and views aligned for any dtype.
 COLUMN_ALIGNMENT_BYTES = 4096
-# A column waits in memory up to this size and in a temporary file beyond it, which bounds memory for any shard.
-SPOOL_BYTES = 256 << 20
+# Columns wait in memory up to this size together and in temporary files beyond it, which bounds memory for any shard.
+HELD_BYTES = 256 << 20
 COPY_BYTES = 8 << 20
+# Buffers that one call may write; POSIX allows at least 16, Linux 1024.
+BUFFERS_A_CALL = 512
 # Files that HDF5 1.10 and every later library can read.
 LIBVER = ("earliest", "v110")
 
@@ -65,20 +68,20 @@ class Hdf5ShardWriter:
         self._schema = schema
         self._temporary = temporary_name(path)
         self._temporary.unlink(missing_ok=True)
-        self._spools: dict[str, IO[bytes]] = {}
+        self._columns: dict[str, _Column] = defaultdict(lambda: _Column(path.parent))
+        self._held_bytes = 0
         self._rows: dict[str, list[int]] = {name: [] for name in ("width_px", "height_px", "crc32", "num_captions")}
         self._marks: dict[str, list[int]] = {name: [0] for name in ("roi", "caption", "id", "thumbnail", "text")}
 
-    def add(self, record: ImageRois) -> int:
+    def add(self, record: ImageRois, arrays: RecordArrays, crc: int) -> None:
         """Append a record; see `ShardWriter.add`."""
-        arrays = list(record_arrays(record, self._schema))
         for field, array in arrays:
-            self._spool(column_path(field)).write(np.ascontiguousarray(array).data if array.size else b"")
+            self._hold(column_path(field), array.reshape(-1).view(np.uint8).data)
         texts = [caption.encode() for caption in record.captions]
         image_id, thumbnail = record.image_id.encode(), record.thumbnail or b""
-        self._spool("caption/utf8").write(b"".join(texts))
-        self._spool("image/id_utf8").write(image_id)
-        self._spool("image/thumbnail_jpeg").write(thumbnail)
+        self._hold("caption/utf8", b"".join(texts))
+        self._hold("image/id_utf8", image_id)
+        self._hold("image/thumbnail_jpeg", thumbnail)
         for text in texts:
             self._advance("text", len(text))
         for name, step in (("roi", record.num_rois), ("caption", len(texts)), ("id", len(image_id))):
@@ -87,9 +90,7 @@ class Hdf5ShardWriter:
         self._rows["width_px"].append(record.width_px)
         self._rows["height_px"].append(record.height_px)
         self._rows["num_captions"].append(len(texts))
-        crc = content_crc(record, self._schema)
         self._rows["crc32"].append(crc)
-        return crc
 
     def close(self) -> str:
         """Lay the columns out, sync and give the file its name; see `ShardWriter.close`."""
@@ -101,23 +102,30 @@ class Hdf5ShardWriter:
             alignment_interval=COLUMN_ALIGNMENT_BYTES,
         ) as file:
             self._write_facts(file)
-            self._write_columns(file)
-        self._close_spools()
+            places = self._write_columns(file)
+        with self._temporary.open("r+b", buffering=0) as stream:
+            for name, place in places.items():
+                self._columns[name].copy_to(stream.fileno(), place)
+        self._close_columns()
         return publish(self._temporary, self._path)
 
     def abort(self) -> None:
         """Throw away what was written."""
-        self._close_spools()
+        self._close_columns()
         self._temporary.unlink(missing_ok=True)
 
-    def _close_spools(self) -> None:
-        for spool in self._spools.values():
-            spool.close()
+    def _close_columns(self) -> None:
+        for column in self._columns.values():
+            column.close()
+        self._columns.clear()
 
-    def _spool(self, name: str) -> IO[bytes]:
-        if name not in self._spools:
-            self._spools[name] = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self._path.parent))  # noqa: SIM115
-        return self._spools[name]
+    def _hold(self, name: str, data: bytes | memoryview) -> None:
+        self._columns[name].append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > HELD_BYTES:
+            for column in self._columns.values():
+                column.spill()
+            self._held_bytes = 0
 
     def _advance(self, name: str, step: int) -> None:
         self._marks[name].append(self._marks[name][-1] + step)
@@ -135,32 +143,87 @@ class Hdf5ShardWriter:
             data = np.frombuffer(json.dumps(space, ensure_ascii=False).encode(), np.uint8)
             file.create_dataset("label_space_json", data=data)
 
-    def _write_columns(self, file: h5py.File) -> None:
+    def _write_columns(self, file: h5py.File) -> dict[str, int]:
+        """Make all datasets, write the small ones, and return for each other one the byte at which it lies."""
+        places: dict[str, int] = {}
         sizes = {"F": self._schema.feature_dim, "K": self._schema.label_topk, "4": 4}
         for field in self._schema.fields():
             # RoIs and views are rows; what remains of the shape is the shape of a row.
             row = tuple(sizes[letter] for letter in field.shape if letter in sizes)
-            self._write_column(file, column_path(field), field.dtype, row)
+            places[column_path(field)] = self._place_column(file, column_path(field), field.dtype, row)
         for name in ("caption/utf8", "image/id_utf8", "image/thumbnail_jpeg"):
-            self._write_column(file, name, np.dtype("u1"), ())
+            places[name] = self._place_column(file, name, np.dtype("u1"), ())
         for name, path in MARK_PATHS.items():
             file.create_dataset(path, data=np.array(self._marks[name], "<i8"))
         for name, values in self._rows.items():
             file.create_dataset(f"image/{name}", data=np.array(values, "<u4"))
+        return places
 
-    def _write_column(self, file: h5py.File, path: str, dtype: np.dtype[Any], row: tuple[int, ...]) -> None:
-        """Copy a spooled column into a contiguous dataset whose rows have shape `row`."""
-        spool = self._spool(path)
-        size = spool.seek(0, 2)
+    def _place_column(self, file: h5py.File, path: str, dtype: np.dtype[Any], row: tuple[int, ...]) -> int:
+        """Make a contiguous dataset whose rows have shape `row` and return the byte at which it lies."""
         row_bytes = int(np.prod(row)) * dtype.itemsize
-        rows = size // row_bytes if row_bytes else self._marks["roi"][-1]
-        dataset = file.create_dataset(path, shape=(rows, *row), dtype=dtype)
-        spool.seek(0)
-        start = 0
-        for block in _blocks(spool, row_bytes):
-            part = np.frombuffer(block, dtype).reshape(-1, *row)
-            dataset.write_direct(part, dest_sel=np.s_[start : start + len(part)])
-            start += len(part)
+        rows = self._columns[path].num_bytes // row_bytes if row_bytes else self._marks["roi"][-1]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_layout(h5py.h5d.CONTIGUOUS)
+        # Its bytes have their place at once and are written there by `_Column.copy_to`, not by HDF5.
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        plan.set_obj_track_times(False)  # equal input gives equal bytes
+        links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        space = h5py.h5s.create_simple((rows, *row))
+        kind = h5py.h5t.py_create(dtype, logical=True)
+        dataset = h5py.h5d.create(file.id, path.encode(), kind, space, dcpl=plan, lcpl=links)
+        return dataset.get_offset() or 0
+
+
+class _Column:
+    """Bytes of one column, in order: what was appended last is held in memory, what was before it in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: list[bytes | memoryview] = []
+        self._spilled: IO[bytes] | None = None
+        self.num_bytes = 0
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Add bytes, which must not change until they are copied or spilled."""
+        if len(data):
+            self._held.append(data)
+            self.num_bytes += len(data)
+
+    def spill(self) -> None:
+        """Move what is held in memory to a temporary file."""
+        if self._spilled is None:
+            self._spilled = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  (closed by `close`)
+        self._spilled.writelines(self._held)
+        self._held.clear()
+
+    def copy_to(self, file: int, place: int) -> None:
+        """Write all bytes to the open file descriptor `file`, from byte `place` on."""
+        if self._spilled is not None:
+            self._spilled.seek(0)
+            while block := self._spilled.read(COPY_BYTES):
+                place += _write_all(file, [block], place)
+        for start in range(0, len(self._held), BUFFERS_A_CALL):
+            place += _write_all(file, self._held[start : start + BUFFERS_A_CALL], place)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._held.clear()
+        if self._spilled is not None:
+            self._spilled.close()
+
+
+def _write_all(file: int, buffers: Sequence[bytes | memoryview], place: int) -> int:
+    """Write buffers one after another from byte `place` on and return their bytes; the system may stop in between."""
+    total = sum(map(len, buffers))
+    written = os.pwritev(file, buffers, place)
+    if written < total:
+        rest = memoryview(b"".join(buffers))
+        while written < total:
+            written += os.pwrite(file, rest[written:], place + written)
+    return total
 
 
 MARK_PATHS = {
@@ -170,14 +233,6 @@ MARK_PATHS = {
     "thumbnail": "image/thumbnail_offset",
     "text": "caption/text_offset",
 }
-
-
-def _blocks(stream: IO[bytes], row_bytes: int) -> Iterator[bytes]:
-    """Yield the stream in blocks of whole rows."""
-    if row_bytes:
-        step = max(COPY_BYTES // row_bytes, 1) * row_bytes
-        while block := stream.read(step):
-            yield block
 
 
 class Hdf5Shard(MappedShard):

@@ -1,7 +1,8 @@
 """Writing one shard with everything that the folder must know of it. Promise: the index rows describe the very file."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
 from vlbert_data.shards.files import atomic_path
 from vlbert_data.shards.folder import new_writer
 from vlbert_data.shards.lmdb import scan
-from vlbert_data.shards.schema import ShardSchema
+from vlbert_data.shards.schema import RecordArrays, ShardSchema, content_crc, record_arrays
 from vlbert_data.types import ImageRois, check_image_rois
+
+# Records are checked here and written by a thread: so many go to it at once, and so many times that many may wait.
+RECORDS_A_BUNDLE = 16
+BUNDLES_WAITING = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,11 @@ class ShardJob:
         self._schema = schema
         self._container = container
         self._writer = new_writer(self._path, schema, container)
+        self._summing = ThreadPoolExecutor(1, f"shard-{shard}-crc")
+        self._writing = ThreadPoolExecutor(1, f"shard-{shard}")
+        self._waiting: deque[Future[list[int]]] = deque()
+        self._bundle: list[tuple[ImageRois, RecordArrays]] = []
+        self._crcs: list[int] = []
         self._rows: dict[str, list[int | str]] = {name: [] for name in index_module.SCHEMA.names}
 
     def __len__(self) -> int:
@@ -48,10 +58,14 @@ class ShardJob:
         Raises:
             RecordRejectedError: the record breaks a promise of `types`; nothing was written of it.
             ShardError: the record does not fit the folder's schema.
-            OSError: the disk is full, or the like.
+            OSError: an earlier record could not be written: the disk is full, or the like.
         """
         check_image_rois(record, label_space=self._schema.label_space, feature_dim=self._schema.feature_dim)
-        crc = self._writer.add(record)
+        self._bundle.append((record, record_arrays(record, self._schema)))
+        if len(self._bundle) == RECORDS_A_BUNDLE:
+            self._send()
+            while len(self._waiting) > BUNDLES_WAITING:
+                self._crcs += self._waiting.popleft().result()
         values: dict[str, int | str] = {
             "image_id": record.image_id,
             "shard": self._shard,
@@ -60,7 +74,6 @@ class ShardJob:
             "num_captions": len(record.captions),
             "width_px": record.width_px,
             "height_px": record.height_px,
-            "crc32": crc,
             "value_offset": -1,
         }
         for name, value in values.items():
@@ -68,13 +81,18 @@ class ShardJob:
 
     def close(self) -> WrittenShard:
         """Finish the file and return what the folder must know of it."""
-        blake2b = self._writer.close()
+        self._send()
+        for future in self._waiting:
+            self._crcs += future.result()
+        self._rows["crc32"] = list(self._crcs)
+        self._stop_threads()
+        blake3 = self._writer.close()
         if self._container == "lmdb":
             self._rows["value_offset"] = scan(self._path).value_offsets.tolist()
         entry = ShardEntry(
             file=self._path.name,
             bytes=self._path.stat().st_size,
-            blake2b=blake2b,
+            blake3=blake3,
             images=len(self),
             rois=sum(map(int, self._rows["num_rois"])),
             captions=sum(map(int, self._rows["num_captions"])),
@@ -83,7 +101,23 @@ class ShardJob:
 
     def abort(self) -> None:
         """Throw away what was written."""
+        self._stop_threads()
         self._writer.abort()
+
+    def _stop_threads(self) -> None:
+        self._summing.shutdown(cancel_futures=True)
+        self._writing.shutdown(cancel_futures=True)
+
+    def _send(self) -> None:
+        """Give the gathered records to the threads that sum and write them."""
+        bundle, self._bundle = self._bundle, []
+        crcs = self._summing.submit(lambda: [content_crc(record, arrays) for record, arrays in bundle])
+        self._waiting.append(self._writing.submit(self._write, bundle, crcs))
+
+    def _write(self, bundle: Sequence[tuple[ImageRois, RecordArrays]], crcs: Future[list[int]]) -> list[int]:
+        for (record, arrays), crc in zip(bundle, crcs.result(), strict=True):
+            self._writer.add(record, arrays, crc)
+        return crcs.result()
 
 
 class BackgroundCloser:

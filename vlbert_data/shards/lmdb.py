@@ -16,7 +16,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 import numpy as np
@@ -27,10 +27,9 @@ from vlbert_data.shards.files import publish, temporary_name
 from vlbert_data.shards.schema import (
     FORMAT_VERSION,
     Field,
+    RecordArrays,
     ShardSchema,
     check_version,
-    content_crc,
-    record_arrays,
 )
 from vlbert_data.types import Array, ImageRois
 
@@ -44,7 +43,7 @@ PAGE_HEADER_BYTES = 16
 # LMDB moves a value off the leaf when key and value exceed about half a page; 2048 does for the 4096-byte pages
 # that py-lmdb makes on every common machine.
 SMALLEST_VALUE_BYTES = 2048
-COMMIT_BYTES = 32 << 20
+COMMIT_BYTES = 2 << 20
 FIRST_MAP_BYTES = 64 << 20
 
 Number = TypeVar("Number", int, Array)
@@ -69,12 +68,10 @@ class LmdbShardWriter:
         self._used_bytes = 0
         self._pending_bytes = 0
 
-    def add(self, record: ImageRois) -> int:
+    def add(self, record: ImageRois, arrays: RecordArrays, crc: int) -> None:
         """Append a record; see `ShardWriter.add`."""
-        crc = content_crc(record, self._schema)
-        self._put(self._row.to_bytes(4, "big"), encode(record, self._schema, crc))
+        self._put(self._row.to_bytes(4, "big"), encode(record, arrays, self._schema, crc))
         self._row += 1
-        return crc
 
     def close(self) -> str:
         """Write the schema, sync and give the file its name; see `ShardWriter.close`."""
@@ -117,9 +114,8 @@ class LmdbShardWriter:
         self._txn = self._env.begin(write=True)
 
 
-def encode(record: ImageRois, schema: ShardSchema, crc: int) -> bytearray:
+def encode(record: ImageRois, arrays: RecordArrays, schema: ShardSchema, crc: int) -> bytes:
     """Return the value stored for a record with its content CRC; see the module's description."""
-    arrays = list(record_arrays(record, schema))
     texts = [caption.encode() for caption in record.captions]
     image_id, thumbnail = record.image_id.encode(), record.thumbnail or b""
     offsets = np.cumsum([0, *(len(text) for text in texts)], dtype="<u4")
@@ -139,16 +135,11 @@ def encode(record: ImageRois, schema: ShardSchema, crc: int) -> bytearray:
         len(image_id),
         len(thumbnail),
     )
-    body = sum(_padded(array.nbytes) for _, array in arrays)
-    tail = b"".join([offsets.tobytes(), *texts, image_id, thumbnail])
-    value = bytearray(max(HEADER.size + body + len(tail), SMALLEST_VALUE_BYTES))
-    value[: HEADER.size] = header
-    start = HEADER.size
-    for field, array in arrays:
-        np.ndarray(array.shape, field.dtype, value, start)[...] = array
-        start += _padded(array.nbytes)
-    value[start : start + len(tail)] = tail
-    return value
+    parts: list[Any] = [header]
+    for _, array in arrays:
+        parts += (array.data if array.size else b"", bytes(_padded(array.nbytes) - array.nbytes))
+    parts += (offsets.tobytes(), *texts, image_id, thumbnail)
+    return b"".join(parts).ljust(SMALLEST_VALUE_BYTES, b"\0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

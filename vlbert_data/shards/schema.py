@@ -6,7 +6,7 @@ Letters: R RoIs of the image, F feature width, K classes kept, V masked views. T
 import functools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +142,11 @@ def label_space_from_json(facts: dict[str, Any]) -> LabelSpace:
     )
 
 
-def record_arrays(record: ImageRois, schema: ShardSchema) -> Iterator[tuple[Field, Array]]:
-    """Yield each field of `schema` with the record's array for it, in storage order.
+RecordArrays = Sequence[tuple[Field, Array]]
+
+
+def record_arrays(record: ImageRois, schema: ShardSchema) -> RecordArrays:
+    """Return each field of `schema` with the record's array for it, C-contiguous, in storage order.
 
     Raises:
         ShardError: the record lacks a field, has one too many, or has another shape or dtype than the schema says.
@@ -168,6 +171,7 @@ def record_arrays(record: ImageRois, schema: ShardSchema) -> Iterator[tuple[Fiel
         raise ShardError(
             f"image {record.image_id}: brings {', '.join(sorted(extra))}, which this folder does not store."
         )
+    arrays = []
     for field in wanted:
         array, shape = found[field.name], schema.shape(field, record.num_rois)
         if array is None:
@@ -177,16 +181,16 @@ def record_arrays(record: ImageRois, schema: ShardSchema) -> Iterator[tuple[Fiel
                 f"image {record.image_id}: {field.name} is {array.dtype} {list(array.shape)}; "
                 f"this folder stores {field.dtype} {list(shape)}."
             )
-        yield field, array
+        arrays.append((field, np.ascontiguousarray(array)))
+    return arrays
 
 
-def content_crc(record: ImageRois, schema: ShardSchema) -> int:
+def content_crc(record: ImageRois, arrays: RecordArrays) -> int:
     """Return the CRC-32 of everything the record says; equal in both containers, whatever their padding."""
     size = struct.pack("<IIIII", record.width_px, record.height_px, record.num_rois, len(record.captions), 0)
     crc = zlib.crc32(size)
-    for _, array in record_arrays(record, schema):
-        # LMDB views, HDF5 views and fresh arrays are all contiguous; an empty array adds nothing.
-        crc = zlib.crc32(np.ascontiguousarray(array).data if array.size else b"", crc)
+    for _, array in arrays:
+        crc = zlib.crc32(array.data if array.size else b"", crc)
     for text in (*record.captions, record.image_id):
         data = text.encode()
         crc = zlib.crc32(data, zlib.crc32(struct.pack("<I", len(data)), crc))
