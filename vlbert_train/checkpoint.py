@@ -99,7 +99,7 @@ def _write(
     save_model(temporary)
     save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, temporary / OPTIMIZER_NAME)
     written = sorted(path for path in temporary.iterdir() if path.is_file())
-    entries = {path.name: {"bytes": path.stat().st_size, "blake2b": files.publish(path, path)} for path in written}
+    entries = {path.name: {"bytes": path.stat().st_size, "blake3": files.publish(path, path)} for path in written}
     facts = {"format_version": FORMAT_VERSION, **asdict(state), "files": entries}
     facts["content_hash"] = files.blake2b_json(facts)
     files.write_bytes(temporary / STATE_NAME, (json.dumps(facts, indent=1) + "\n").encode())
@@ -156,7 +156,7 @@ def _inspect(path: Path) -> tuple[str, dict[str, Any]]:
             return f"{name} is missing", {}
         if found != entry["bytes"]:
             return f"{name} has {found} bytes, {entry['bytes']} were written: it was cut short", {}
-        if files.blake2b_file(file) != entry["blake2b"]:
+        if files.blake3_file(file) != entry["blake3"]:
             return f"{name} is damaged (its hash does not fit)", {}
     return "", facts
 
