@@ -189,6 +189,6 @@ def test_a_roi_inside_a_masked_one_and_a_roi_around_it_are_hidden_and_their_own_
 
 def test_every_view_is_seen_equally_often() -> None:
     keys = MaskKeys.training(0).of(np.arange(6000), np.zeros(6000, np.int64))
-    counts = np.bincount(choose_views(keys, 4), minlength=4)
+    counts = np.bincount(choose_views(keys.views, 4), minlength=4)
     assert len(counts) == 4
     assert np.abs(counts - 1500).max() < 150

@@ -45,6 +45,12 @@ class MaskKeys:
         found = (words(words(key, epochs), examples) for key in (self.words, self.replacements, self.rois, self.views))
         return MaskKeys(**dict(zip(("words", "replacements", "rois", "views"), found, strict=True)))
 
+    def first(self, num: int) -> "MaskKeys":
+        """Return the keys of the first `num` sequences."""
+        return MaskKeys(
+            words=self.words[:num], replacements=self.replacements[:num], rois=self.rois[:num], views=self.views[:num]
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedWords:
@@ -123,6 +129,6 @@ def hide_overlapping(boxes: Array, lengths: Array, hidden: Array, threshold: flo
     return found
 
 
-def choose_views(keys: MaskKeys, num_views: int) -> Array:
-    """Return int64 [n]: which of an image's masked views, 0..V-1, each example sees in its epoch."""
-    return below(words(keys.views, np.zeros(1, np.int64)), num_views)
+def choose_views(keys: Words, num_views: int) -> Array:
+    """Return int64 [n]: which of an image's masked views, 0..V-1, each example sees; keys: `MaskKeys.views`."""
+    return below(words(keys, np.zeros(1, np.int64)), num_views)
