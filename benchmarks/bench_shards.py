@@ -15,6 +15,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from vlbert_data.synthetic import FakeShards, make_records
 from vlbert_data.types import Array, ImageRois
 
 SHARD_SIZE = 1000
-BATCH = 64
+BATCH = 256
 
 
 def main() -> None:
@@ -44,7 +45,8 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     rows += [write_row(folder, fake, (records, blobs), container, options.pairs) for container in CONTAINERS]
     del records
-    rows += [read_row(folder, blobs, container, options.pairs) for container in CONTAINERS]
+    for container in CONTAINERS:
+        rows += read_rows(folder, blobs, container, options.pairs)
     rows.append({"measure": "peak memory of this process", "value": f"{peak_mb():.0f} MB"})
     report("bench_shards", rows)
     shutil.rmtree(folder)
@@ -84,31 +86,51 @@ def write_plain(path: Path, blobs: list[bytes]) -> None:
         os.fsync(stream.fileno())
 
 
-def read_row(folder: Path, blobs: list[bytes], container: str, pairs: int) -> dict[str, object]:
-    """Return the row of reading `container` in random order."""
+def read_rows(folder: Path, blobs: list[bytes], container: str, pairs: int) -> list[dict[str, object]]:
+    """Return the rows of reading `container` in random order: against the same copies, and against one copy a record.
+
+    The plain file of the same copies has its arrays in the container's order: image after image for LMDB, field after
+    field for HDF5. The other one has every image's bytes together. Their readers know every place beforehand.
+    """
     opened = ShardFolder.open(folder / container)
+    schema = opened.manifest.schema
     order = np.random.default_rng(1).permutation(len(opened))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    ends = np.cumsum([0, *map(len, blobs)])
+    sizes = np.stack([schema.num_bytes(field, opened.index.num_rois) for field in schema.fields()], axis=1)  # [n, f]
+    buffer = np.empty(int(max(sizes[batch].sum() for batch in batches)), np.uint8)
     with (folder / "plain").open("rb") as stream:
         plain = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    buffer = np.empty(int(max(np.diff(ends)[batch].sum() for batch in batches)), np.uint8)
 
     def ours() -> None:
         for batch in batches:
             copy_records(opened, batch, buffer)
 
-    def theirs() -> None:
+    def copy_plain(spans: list[list[tuple[int, int]]]) -> None:
         for batch in batches:
             place = 0
             for image in batch.tolist():
-                start, stop = int(ends[image]), int(ends[image + 1])
-                buffer[place : place + stop - start] = plain[start:stop]
-                place += stop - start
+                for start, stop in spans[image]:
+                    buffer[place : place + stop - start] = plain[start:stop]
+                    place += stop - start
 
+    whole = [
+        [(stop - size, stop)] for stop, size in zip(sizes.sum(1).cumsum().tolist(), sizes.sum(1).tolist(), strict=True)
+    ]
+    same = spans_of(sizes if container == "lmdb" else sizes.T)
+    if container == "hdf5":
+        same = [list(spans) for spans in zip(*same, strict=True)]
     ours()
-    theirs()
-    return compare(f"read {container}", int(ends[-1]), (ours, theirs), pairs)
+    copy_plain(whole)
+    return [
+        compare(f"read {container}, against {words}", int(sizes.sum()), (ours, partial(copy_plain, spans)), pairs)
+        for words, spans in (("the same copies", same), ("one copy a record", whole))
+    ]
+
+
+def spans_of(sizes: Array) -> list[list[tuple[int, int]]]:
+    """Return for each row of sizes [a, b] the (start, stop) of its pieces, all laid one after another, row by row."""
+    stops = np.cumsum(sizes).reshape(sizes.shape)
+    return [list(zip(*pair, strict=True)) for pair in zip((stops - sizes).tolist(), stops.tolist(), strict=True)]
 
 
 def copy_records(folder: ShardFolder, images: Array, buffer: Array) -> None:

@@ -13,7 +13,7 @@ from vlbert_data.manifest import Manifest
 from vlbert_data.shards.base import MappedShard, ShardWriter
 from vlbert_data.shards.hdf5 import Hdf5Shard, Hdf5ShardWriter
 from vlbert_data.shards.lmdb import LmdbShard, LmdbShardWriter, field_places, scan
-from vlbert_data.shards.schema import ShardSchema
+from vlbert_data.shards.schema import Field, ShardSchema
 from vlbert_data.types import Array, ImageRois
 
 
@@ -26,6 +26,8 @@ class ShardFolder:
     index: ImageIndex
     _shards: dict[int, MappedShard] = field(default_factory=dict, repr=False)
     _first_rois: list[Array] = field(default_factory=list, repr=False)
+    _fields: dict[str, Field] = field(default_factory=dict, repr=False)
+    _row_bytes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def open(path: Path | str) -> "ShardFolder":
@@ -74,6 +76,27 @@ class ShardFolder:
             + (first if field.per_roi else self.index.row[images]) * schema.num_bytes(field, np.ones((), np.int64))
             for field in schema.fields()
         }
+
+    def stored_field(self, name: str) -> Field:
+        """Return the field of that name.
+
+        Raises:
+            ShardError: this folder stores no such field.
+        """
+        if name not in self._fields:
+            self._fields.update({known.name: known for known in self.manifest.schema.fields()})
+        if name not in self._fields:
+            raise ShardError(f"{self.path}: stores no {name}.")
+        return self._fields[name]
+
+    def row_bytes(self) -> dict[str, tuple[int, int]]:
+        """Return for each field the bytes that an image's array has for each of its RoIs, and those it has once."""
+        if not self._row_bytes:
+            schema = self.manifest.schema
+            sizes = {known: int(schema.num_bytes(known, np.ones((), np.int64))) for known in schema.fields()}
+            # Whole at once: another thread must never see half of it.
+            self._row_bytes.update({known.name: (n, 0) if known.per_roi else (0, n) for known, n in sizes.items()})
+        return self._row_bytes
 
     def first_rois(self) -> Array:
         """Return int64 [n]: how many RoIs stand before each image in its shard."""
