@@ -1,0 +1,107 @@
+"""Which proposals become RoIs, by the two published rules. Promise: pure functions of boxes and probabilities.
+
+`caffe-perclass` is the rule of the original detector and of VL-BERT: suppression within each class, on the proposals as
+they are; a RoI counts for the best class in which it survived. `maxnms` is the rule of LXMERT's port: each proposal
+becomes the box of its best class, and all boxes compete in one suppression, which is loosened until enough are left.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlbert_data.detect.nms import nms
+from vlbert_data.errors import ConfigError
+
+LIMITS_TAKEN = {"caffe-perclass": "exactly one", "maxnms": "one or more, tried in turn"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoiRule:
+    """A selection rule with its numbers.
+
+    name: `caffe-perclass` or `maxnms`. min_rois, max_rois: how many RoIs; equal for a fixed number. nms_ious: boxes
+    that overlap more suppress each other; `maxnms` tries these in turn until `min_rois` are left. score_threshold:
+    least confidence of the RoIs beyond `min_rois`; `maxnms` has none.
+    """
+
+    name: str
+    min_rois: int
+    max_rois: int
+    nms_ious: tuple[float, ...]
+    score_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in LIMITS_TAKEN:
+            raise ConfigError(f"selection rule {self.name!r}; it is one of {' and '.join(LIMITS_TAKEN)}.")
+        if not 0 <= self.min_rois <= self.max_rois or self.max_rois < 1:
+            raise ConfigError(
+                f"min_rois {self.min_rois}, max_rois {self.max_rois}; expected 0 <= min_rois <= max_rois."
+            )
+        if not self.nms_ious or (self.name == "caffe-perclass" and len(self.nms_ious) > 1):
+            raise ConfigError(f"{self.name} with IoU limits {self.nms_ious}; it takes {LIMITS_TAKEN[self.name]}.")
+
+    def facts(self) -> dict[str, Any]:
+        """Return the rule as JSON types, for the manifest."""
+        return {**asdict(self), "nms_ious": list(self.nms_ious)}
+
+
+# Source: Anderson et al. 2018, `generate_tsv.py` of bottom-up-attention (10 to 100 RoIs, confidence 0.2).
+CAFFE_PERCLASS = RoiRule(name="caffe-perclass", min_rois=10, max_rois=100, nms_ious=(0.3,), score_threshold=0.2)
+# Source: the extraction script of LXMERT's port (36 RoIs whatever the confidence).
+MAXNMS = RoiRule(name="maxnms", min_rois=36, max_rois=36, nms_ious=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+RULES = {rule.name: rule for rule in (CAFFE_PERCLASS, MAXNMS)}
+
+
+def select_per_class(boxes: Tensor, probs: Tensor, rule: RoiRule) -> tuple[Tensor, Tensor]:
+    """Return the chosen RoIs, int64 [n], best first, and their confidence [n].
+
+    boxes: [R, 4], the proposals. probs: [R, C], the foreground classes. Ties: the earlier proposal first.
+    """
+    confidence = surviving_confidence(boxes, probs, rule.nms_ious[0])
+    order = confidence.argsort(descending=True, stable=True)
+    num = int((confidence >= rule.score_threshold).sum())
+    chosen = order[: min(max(num, rule.min_rois), rule.max_rois)]
+    return chosen, confidence[chosen]
+
+
+def select_max_nms(boxes: Tensor, probs: Tensor, rule: RoiRule) -> Tensor:
+    """Return the chosen RoIs, int64 [n], best first: the first IoU limit that leaves `min_rois` decides.
+
+    boxes: [R, 4], each proposal's box by its best class, clipped. probs: [R], of that class. Where no limit leaves
+    enough, the last one's RoIs are all there are.
+    """
+    chosen = torch.zeros(0, dtype=torch.long, device=boxes.device)
+    for nms_iou in rule.nms_ious:
+        chosen = nms(boxes, probs, nms_iou)[: rule.max_rois]
+        if len(chosen) >= rule.min_rois:
+            break
+    return chosen
+
+
+def surviving_confidence(boxes: Tensor, probs: Tensor, nms_iou: float) -> Tensor:
+    """Return [R]: each RoI's highest probability among the classes in which no better RoI suppresses it; 0 for none.
+
+    boxes: [R, 4]. probs: [R, C]. Equal to suppression class by class, for all classes at once: step k decides in every
+    class about its k-th best RoI.
+    """
+    if not probs.numel():
+        return probs.new_zeros(len(probs))
+    over = _overlap_more(boxes, nms_iou)  # bool [R, R]
+    suppressed = torch.zeros_like(probs.T, dtype=torch.bool)  # [C, R]
+    for best in probs.argsort(dim=0, descending=True, stable=True):  # [C]: in each class the RoI whose turn it is
+        survives = ~suppressed.gather(1, best[:, None])  # [C, 1]
+        suppressed |= over[best] & survives
+    return probs.masked_fill(suppressed.T, 0).amax(dim=1)
+
+
+def _overlap_more(boxes: Tensor, nms_iou: float) -> Tensor:
+    """Return bool [R, R]: whether two different boxes overlap by more than `nms_iou`, by the arithmetic of `nms`."""
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])  # [R, R, 2]
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2)  # [R, R]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    area = sides[:, 0] * sides[:, 1]
+    iou = shared / (area[:, None] + area[None, :] - shared)  # 0 / 0 is NaN, which is not more than anything
+    return (iou.double() > nms_iou).fill_diagonal_(False)
