@@ -21,6 +21,7 @@ COMMANDS = {
     "build-corpus": ("cli.build_corpus", "Tokenise text files into a corpus that training maps into memory."),
     "pretrain": ("cli.pretrain", "Pretrain VL-BERT on shards and text, or resume a run."),
     "evaluate": ("cli.evaluate", "Measure a trained model: masked words with and without images, masked RoIs."),
+    "convert-weights": ("cli.convert_weights", "Put the Visual Genome detector's weights and names into one folder."),
     "convert-checkpoint": ("cli.convert_checkpoint", "Turn a published VL-BERT checkpoint into our layout."),
 }
 

@@ -1,0 +1,200 @@
+"""What a model has learned. Promise: sums over all asked positions, the same for any number of ranks but for rounding.
+
+Visual gain is the accuracy on masked words with the right image minus that with another example's image: the part that
+comes from looking. The RoI baseline is what always answering the most frequent class would give.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlbert_data.errors import ConfigError
+from vlbert_train import checkpoint, run_folder
+from vlbert_train.batch import Batch
+from vlbert_train.config import from_json, with_data
+from vlbert_train.distributed import World, choose_device, sum_tensor
+from vlbert_train.examples import open_evaluation
+from vlbert_train.learner import Forward, no_bars
+from vlbert_train.loss import asked_counts
+from vlbert_train.metrics import TASKS, task_figures
+from vlbert_train.model import VLBertForPreTraining
+from vlbert_train.supply import Supply
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """accuracy: 0..1, loss: mean, in nats; both none where nothing was asked. count: asked positions."""
+
+    accuracy: float | None
+    loss: float | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Sums over batches and ranks, float64: loss_sums, correct, counts [3] in the order of TASKS.
+
+    roi_classes: [C], how many asked RoIs have each class as their likeliest.
+    """
+
+    loss_sums: Tensor
+    correct: Tensor
+    counts: Tensor
+    roi_classes: Tensor
+
+    def figures(self) -> dict[str, float]:
+        """Return losses and accuracies by name, as lines of figures have them."""
+        return task_figures(self.loss_sums.tolist(), self.correct.tolist(), self.counts.tolist())
+
+    def task(self, name: str) -> TaskResult:
+        """Return what one of TASKS gave."""
+        at = TASKS.index(name)
+        count = int(self.counts[at])
+        if not count:
+            return TaskResult(accuracy=None, loss=None, count=0)
+        return TaskResult(accuracy=float(self.correct[at]) / count, loss=float(self.loss_sums[at]) / count, count=count)
+
+
+def measure(forward: Forward, batches: Iterable[Batch], world: World, *, num_labels: int) -> Measured:
+    """Return the sums over `batches`, this rank's share, and those of all other ranks. num_labels: C."""
+    found = torch.zeros(2, len(TASKS), dtype=torch.float64, device=forward.device)
+    counts = torch.zeros(len(TASKS), dtype=torch.float64)
+    classes = torch.zeros(num_labels, dtype=torch.float64)
+    with forward.evaluating():
+        for batch in batches:
+            asked = asked_counts(batch)
+            if not any(asked):
+                continue
+            counts += torch.tensor(asked)
+            classes += likeliest_classes(batch, num_labels)
+            losses = forward(batch)
+            found += torch.stack([losses.sums, losses.correct]).double()
+    own = torch.cat([found.flatten(), counts.to(forward.device), classes.to(forward.device)])
+    total = sum_tensor(world, own).cpu()
+    size = len(TASKS)
+    return Measured(
+        loss_sums=total[:size],
+        correct=total[size : 2 * size],
+        counts=total[2 * size : 3 * size],
+        roi_classes=total[3 * size :],
+    )
+
+
+def likeliest_classes(batch: Batch, num_labels: int) -> Tensor:
+    """Return int64 [num_labels]: of how many asked RoIs each class is the likeliest, by their targets."""
+    if not len(batch.roi_target_ids):
+        return torch.zeros(num_labels, dtype=torch.int64)
+    top = batch.roi_target_probs.argmax(dim=1, keepdim=True)  # [Q, 1]
+    likeliest = batch.roi_target_ids.gather(1, top).flatten()  # [Q]
+    return torch.bincount(likeliest.cpu(), minlength=num_labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What `vlb evaluate` found of a checkpoint, and on how many examples.
+
+    roi_baseline: share of asked RoIs whose likeliest class is `roi_baseline_class`, the most frequent one.
+    visual_gain: accuracy of words_with_image minus that of words_with_other_image. None: nothing to measure it on.
+    """
+
+    checkpoint: str
+    step: int
+    caption_examples: int
+    text_examples: int
+    words_with_image: TaskResult
+    words_of_text: TaskResult
+    rois: TaskResult
+    words_with_other_image: TaskResult
+    visual_gain: float | None
+    roi_baseline: float | None
+    roi_baseline_class: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        facts = asdict(self)
+        assert all(math.isfinite(value) for value in facts.values() if isinstance(value, float)), "means are finite"
+        return facts
+
+
+def gain(right: TaskResult, other: TaskResult) -> float | None:
+    """Return the visual gain, none where no word with an image was asked."""
+    if right.accuracy is None or other.accuracy is None:
+        return None
+    return right.accuracy - other.accuracy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationData:
+    """What to measure on. tokenizer: where it lies, none: where the run found it."""
+
+    shards: tuple[str, ...]
+    corpus: str | None = None
+    tokenizer: str | None = None
+
+
+def evaluate(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -> Report:
+    """Return what the run at `path`, or the checkpoint that `path` is, makes of all of `data`.
+
+    changes: settings as in `PretrainConfig.assigned`, over those of the run.
+
+    Raises:
+        ConfigError: no run there, or data that the model was not made for.
+        CheckpointError: a damaged checkpoint; the message names a sound one.
+        ShardError: data that are not whole.
+    """
+    run, chosen = run_folder.find_run(path)
+    chosen = chosen or run.newest_checkpoint()
+    if chosen is None:
+        raise ConfigError(f"{path}: has no checkpoint yet. Go on with vlb pretrain --resume {path}")
+    state = checkpoint.load_state(chosen)
+    config = from_json(state.config).assigned(changes)
+    if data.tokenizer is not None:
+        config = with_data(config, tokenizer=data.tokenizer)
+    supply = open_evaluation(data.shards, data.corpus, config)
+    _refuse_other_meaning(chosen, state.data, supply)
+    with no_bars():
+        model = VLBertForPreTraining.from_pretrained(chosen)
+    forward = Forward(model, config.run, choose_device(config.run.device, 0))
+    return _report(forward, supply, chosen, state.step)
+
+
+def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supply) -> None:
+    """Raise a ConfigError where a token, a class or a feature means something else than what the model has learned."""
+    names = ["tokenizer", "feature_dim", "describer"]
+    if supply.label_space is not None:
+        names.insert(2, "label_space")
+    now = supply.identity()
+    differences = [name for name in names if learned[name] != now[name]]
+    if differences:
+        name = differences[0]
+        raise ConfigError(
+            f"{chosen}: learned from other data: {name} was {learned[name][:12]}, is {now[name][:12]}. "
+            "Measure on shards made with the same detector and describer, and with the run's tokenizer."
+        )
+
+
+def _report(forward: Forward, supply: Supply, chosen: Path, step: int) -> Report:
+    world = World(device=forward.device)
+    right = measure(forward, supply.validation_batches(), world, num_labels=supply.num_labels)
+    swapped = supply.validation_batches(other_image=True, text=False)
+    other = measure(forward, swapped, world, num_labels=supply.num_labels)
+    frequent = int(right.roi_classes.argmax()) if right.roi_classes.sum() else None
+    names = None if supply.label_space is None else supply.label_space.class_names
+    return Report(
+        checkpoint=str(chosen),
+        step=step,
+        caption_examples=supply.num_validation_examples,
+        text_examples=supply.num_text_examples,
+        words_with_image=right.task("words_with_image"),
+        words_of_text=right.task("words_of_text"),
+        rois=right.task("rois"),
+        words_with_other_image=other.task("words_with_image"),
+        visual_gain=gain(right.task("words_with_image"), other.task("words_with_image")),
+        roi_baseline=None if frequent is None else float(right.roi_classes[frequent] / right.roi_classes.sum()),
+        roi_baseline_class=None if frequent is None or names is None else names[frequent],
+    )
