@@ -80,3 +80,15 @@ class Batch:
             if isinstance(value := getattr(self, entry.name), Tensor)
         }
         return replace(self, **tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """What the model answers to a Batch. word_logits: [M, V] over the vocabulary. roi_logits: [Q, C] over classes.
+
+    relation_logits: [captions, 2], column 1: caption and image belong together; none where the model has no such head.
+    """
+
+    word_logits: Tensor
+    roi_logits: Tensor
+    relation_logits: Tensor | None = None
