@@ -25,6 +25,7 @@ FLOORS = {
     "vlbert_data.token_file": 1,
     "vlbert_data.windows": 1,
     "vlbert_data.tokenizer": 1,
+    "vlbert_data.weights": 1,
     "vlbert_train": 3,
     "vlbert_train.tokens": 4,
     "vlbert_train.batch": 4,
