@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 def whole(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert spawn(["pretrain", *data.options(), "--out", str(out)]).wait() == 0
+    finish(spawn(["pretrain", *data.options(), "--out", str(out)]))
     return out
 
 
@@ -73,6 +73,13 @@ def spawn(args: list[str], *, ranks: int = 1) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def finish(child: subprocess.Popen[str]) -> str:
+    """Wait for a child that must succeed and return its stdout."""
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    return out
 
 
 def wait_for_lines(out: Path, number: int) -> None:
@@ -147,12 +154,9 @@ def test_two_processes_follow_the_losses_of_one_and_one_goes_on_where_two_stoppe
     two = spawn(
         ["pretrain", *data.options(*settings, "run.steps=8", "optim.decay_steps=12"), "--out", str(run)], ranks=2
     )
-    assert alone.wait(120) == 0
-    out, err = two.communicate(timeout=120)
-    assert two.returncode == 0, err
-    assert out == f"8 steps done: {run / 'checkpoints' / 'step-00000008'}\n"
-    rest = spawn(["pretrain", "--resume", str(run), "--set", "run.steps=12"])
-    assert rest.wait(120) == 0
+    finish(alone)
+    assert finish(two) == f"8 steps done: {run / 'checkpoints' / 'step-00000008'}\n"
+    finish(spawn(["pretrain", "--resume", str(run), "--set", "run.steps=12"]))
     found, expected = lines_of(run), lines_of(tmp_path / "alone")
     kept = [line for line in found if line["kind"] == "train" or line["step"] % 4 == 0]
     assert [(line["kind"], line["step"]) for line in kept] == [(line["kind"], line["step"]) for line in expected]

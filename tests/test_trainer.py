@@ -19,8 +19,6 @@ from limits import files_end_at
 from safetensors.torch import load_file
 from tiny_run import NO_DROPOUT, Data, lines_of, make_data
 from torch import Tensor
-from vlbert_train.loss import asked_counts, loss_sums
-from vlbert_train.model import VLBertForPreTraining, config_of
 
 from vlbert_data.errors import ConfigError, VlbError
 from vlbert_train import checkpoint, trainer
@@ -30,7 +28,9 @@ from vlbert_train.config import PretrainConfig
 from vlbert_train.distributed import World
 from vlbert_train.examples import open_supply
 from vlbert_train.learner import Learner, own_counts
+from vlbert_train.loss import asked_counts, loss_sums
 from vlbert_train.metrics import TASKS, NonFiniteError
+from vlbert_train.model import VLBertForPreTraining, config_of
 from vlbert_train.trainer import Outcome, Progress, Watch
 
 WORLD = World()

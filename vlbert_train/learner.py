@@ -59,6 +59,7 @@ class Learner:
     """A model on this rank with its gradients and its AdamW. A parameter of all ranks begins as rank 0 has it."""
 
     def __init__(self, model: VLBertForPreTraining, config: PretrainConfig, world: World) -> None:
+        own_memory(model)
         self.forward = Forward(model, config.run, world.device)
         self.model = model.train()
         self._config = config
@@ -111,7 +112,7 @@ class Learner:
                 if is_last:
                     # 0 where all losses are finite, else not a number: so every rank will see it in the norm.
                     self._gradients.buffers[0][:1].add_(0.0 * sums.sum())
-                (found.sums * weights).sum().backward()
+                torch.autograd.backward((found.sums * weights).sum())
         norm = self._gradients.finish()
         self.refused = torch.maximum(self.refused, (~norm.isfinite()).float())
         optim.safe_step(
@@ -135,6 +136,16 @@ class Learner:
     def _dropout_seed(self, step: int, number: int, micro_batches: int) -> int:
         key = words(stream_key(self._config.run.seed, "dropout"), np.array([step]))
         return int(words(key, np.array([self._world.rank * micro_batches + number]))[0]) & MAX_SEED
+
+
+def own_memory(model: nn.Module) -> None:
+    """Move every parameter to memory of its own.
+
+    What was read from a file lies in the mapped file, at any address. CPU kernels round differently where memory is not
+    aligned, so a run that was resumed would drift from one that was not.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 @contextlib.contextmanager

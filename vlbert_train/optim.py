@@ -91,7 +91,12 @@ def load_adamw(adamw: torch.optim.AdamW, names: Iterable[str], tensors: Mapping[
         )
     count = tensors[COUNT].to(torch.float32)
     state = {
-        i: {"step": count.clone(), "exp_avg": tensors[MEAN + name], "exp_avg_sq": tensors[MEAN_SQUARE + name]}
+        # Copies: aligned memory, on which kernels round as they did before.
+        i: {
+            "step": count.clone(),
+            "exp_avg": tensors[MEAN + name].clone(),
+            "exp_avg_sq": tensors[MEAN_SQUARE + name].clone(),
+        }
         for i, name in enumerate(named)
     }
     adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
