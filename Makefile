@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint types tests clean
+.PHONY: setup browser test lint types tests clean
 
 setup: $(STAMP)
 
@@ -25,7 +25,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-tests: setup
+browser:
+	tests/install_browser.sh
+
+tests: setup browser
 	$(BIN)/python -m pytest
 
 clean:

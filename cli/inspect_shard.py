@@ -22,11 +22,41 @@ BAR_WIDTH = 40
 @click.option("--verify", "do_verify", is_flag=True, help="Read everything; exit 1 and name what is damaged.")
 @click.option("--json", "as_json", is_flag=True, help="Print facts for programs, on stdout.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that verify.")
-def command(path: Path, record_id: str | None, do_verify: bool, as_json: bool, workers: int) -> None:
-    """Show what PATH, a folder of shards or a single shard file, holds and whether it is sound."""
-    if do_verify:
-        _verify(path, as_json, workers)
-        return
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to look at: one file.")
+@click.option("--html-images", type=click.IntRange(1), default=1000, show_default=True, help="Most images on the page.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures where no thumbnails are stored.")
+def command(
+    path: Path,
+    record_id: str | None,
+    do_verify: bool,
+    as_json: bool,
+    workers: int,
+    html: Path | None,
+    html_images: int,
+    images: Path | None,
+) -> None:
+    """Show what PATH, a folder of shards or a single shard file, holds and whether it is sound.
+
+    --html writes one file with a gallery, histograms and the manifest's facts; it needs no network, and says what
+    --verify found where both are given.
+
+    \b
+    vlb inspect-shard cc-train --verify --html report.html
+    """
+    if images is not None and html is None:
+        raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
+    if html is not None and record_id is not None:
+        raise click.UsageError("--html shows many images, --record one; give one of the two.")
+    verdict = _verify(path, workers) if do_verify else None
+    if html is not None:
+        _write_page(path, html, html_images, images, verdict)
+    if verdict is not None:
+        _tell_verdict(path, verdict, as_json)
+    elif html is None:
+        _show(path, record_id, as_json)
+
+
+def _show(path: Path, record_id: str | None, as_json: bool) -> None:
     from vlbert_data.report import Images, facts, record_facts
 
     images = Images.open(path)
@@ -42,16 +72,31 @@ def _print_json(found: Any) -> None:
     click.echo(json.dumps(found, indent=1, ensure_ascii=False))
 
 
-def _verify(path: Path, as_json: bool, workers: int) -> None:
-    from dataclasses import asdict
+def _write_page(path: Path, html: Path, most_images: int, pictures: Path | None, verdict: "Verdict | None") -> None:
+    from cli.pages.page import save
+    from cli.pages.shards import Wanted, make_page
 
+    wanted = Wanted(most_images=most_images, pictures_from=pictures, verdict=verdict)
+    with console.bar("pictures", most_images) as bar:
+        page = make_page(path, wanted, bar.update)
+    save(html, page.html)
+    shown = f"{page.shown:,} of {page.of:,} images" if page.shown < page.of else f"{page.of:,} images"
+    console.say(f"{html}: {shown}, {page.pictures:,} with pictures, {console.size(len(page.html))}")
+
+
+def _verify(path: Path, workers: int) -> "Verdict":
     from vlbert_data.errors import ShardError
     from vlbert_data.verify import verify
 
     if not path.exists():
         raise ShardError(f"{path}: there is no such file or folder.")
     with console.bar("shards", 1) as bar:
-        verdict = verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, f"of {total}"))
+        return verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, f"of {total}"))
+
+
+def _tell_verdict(path: Path, verdict: "Verdict", as_json: bool) -> None:
+    from dataclasses import asdict
+
     if as_json:
         _print_json({"sound": verdict.sound, **asdict(verdict)})
     else:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data.errors import ShardError
+from vlbert_data.boxes import area
+from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.shards.base import MappedShard
 from vlbert_data.shards.folder import ShardFolder, open_shard_file
 from vlbert_data.shards.schema import ShardSchema
-from vlbert_data.types import Array, ImageRois
+from vlbert_data.types import Array, ImageRois, check_image_rois
 
 # Images read for class frequencies, caption lengths and feature statistics: reading more would make looking slow.
 SAMPLE_IMAGES = 1000
@@ -20,6 +21,8 @@ SAMPLE_IMAGES = 1000
 SAMPLE_FEATURES = 200
 # Images of Conceptual Captions (Sharma et al., ACL 2018), for the disk that the whole set would take.
 CONCEPTUAL_CAPTIONS_IMAGES = 3_300_000
+MOST_BINS = 10
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +77,20 @@ class Images:
         assert self.shard is not None, "a file where there is no folder"
         return self.shard.read(image)
 
+    def read_sound(self, image: int) -> ImageRois:
+        """Return record number `image`, whose values are what a record promises.
+
+        Raises:
+            ShardError: they are not.
+        """
+        record = self.read(image)
+        try:
+            check_image_rois(record, label_space=self.schema.label_space, feature_dim=self.schema.feature_dim)
+        except RecordRejectedError as error:
+            hint = "vlb inspect-shard --verify finds all that is damaged."
+            raise ShardError(f"{self.path}: image {record.image_id!r} is damaged ({error}). {hint}") from error
+        return record
+
     def find(self, image_id: str) -> int:
         """Return the number of the image with this id.
 
@@ -91,10 +108,16 @@ class Images:
         return found
 
 
-def facts(images: Images) -> dict[str, Any]:
-    """Return what the folder or file holds, for people and programs alike."""
-    sample = _spread(len(images), SAMPLE_IMAGES)
-    records = [images.read(int(image)) for image in sample]
+def facts(images: Images, among: Array | None = None) -> dict[str, Any]:
+    """Return what the folder or file holds, for people and programs alike.
+
+    among: int64, the images that may be sampled; None samples all.
+
+    Raises:
+        ShardError: a sampled record is damaged.
+    """
+    among = np.arange(len(images)) if among is None else among
+    records = [images.read_sound(int(image)) for image in among[spread(len(among), SAMPLE_IMAGES)]]
     captions = int(images.folder.index.num_captions.sum()) if images.folder is not None else _count(records)
     bytes_an_image = images.num_bytes / max(len(images), 1)
     return {
@@ -119,7 +142,8 @@ def facts(images: Images) -> dict[str, Any]:
             "images": len(records),
             "caption_words": _histogram(np.array([len(text.split()) for r in records for text in r.captions])),
             "classes": _classes(records, images.schema),
-            "scores": _histogram(np.concatenate([r.rois.scores.astype(np.float64) for r in records] or [np.empty(0)])),
+            "roi_sides": _histogram(_sides(records), share_bins=20),
+            "scores": _histogram(_scores(records), share_bins=20),
             "features": _feature_statistics(records),
         },
         **_manifest_facts(images.folder),
@@ -156,9 +180,20 @@ def record_facts(record: ImageRois, schema: ShardSchema) -> dict[str, Any]:
     }
 
 
-def _spread(count: int, most: int) -> Array:
-    """Return up to `most` numbers spread evenly over 0 .. count - 1."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else np.empty(0)
+def spread(count: int, most: int) -> Array:
+    """Return up to `most` numbers, int64 rising, spread evenly over 0 .. count - 1."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)) if count else NOTHING
+
+
+def _scores(records: Sequence[ImageRois]) -> Array:
+    return np.concatenate([record.rois.scores for record in records] or [NOTHING]).astype(np.float64)
+
+
+def _sides(records: Sequence[ImageRois]) -> Array:
+    """Return for each RoI the side of the square of its area, as a share of that of the image's."""
+    shares = [area(record.rois.boxes) / (record.width_px * record.height_px) for record in records]
+    sides: Array = np.sqrt(np.concatenate(shares or [np.empty(0)]).astype(np.float64))
+    return sides
 
 
 def _count(records: Sequence[ImageRois]) -> int | None:
@@ -179,19 +214,22 @@ def _label_space(schema: ShardSchema) -> dict[str, Any] | None:
     }
 
 
-def _histogram(values: Array, bins: int = 10) -> dict[str, Any]:
-    """Return count, mean, smallest, largest, median and a histogram of numbers."""
+def _histogram(values: Array, *, share_bins: int | None = None) -> dict[str, Any]:
+    """Return count, mean, smallest, largest, median and a histogram of whole numbers, in ten bins at most.
+
+    share_bins: the values are shares instead, and so many bins stand between 0 and 1.
+    """
     if not len(values):
         return {"count": 0}
-    whole = values.dtype.kind in "iu"
     low, high = float(values.min()), float(values.max())
-    if whole:
+    if share_bins is None:
         # Whole numbers get bins of a whole width, so that no bin is empty by construction.
-        width = max(1, -(-int(high - low + 1) // bins))
+        width = max(1, -(-int(high - low + 1) // MOST_BINS))
         edges = np.arange(int(low), int(high) + width + 1, width, dtype=np.float64)
     else:
-        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    counts, _ = np.histogram(values, bins=edges)
+        edges = np.linspace(0, 1, share_bins + 1)
+    # Rounding may put a share a little above 1.
+    counts, _ = np.histogram(np.minimum(values, edges[-1]), bins=edges)
     return {
         "count": len(values),
         "mean": float(values.mean()),
@@ -216,7 +254,7 @@ def _classes(records: Sequence[ImageRois], schema: ShardSchema) -> list[dict[str
 
 def _feature_statistics(records: Sequence[ImageRois]) -> dict[str, Any]:
     """Return statistics of the feature values of some records' RoIs."""
-    chosen = [records[int(i)] for i in _spread(len(records), SAMPLE_FEATURES)]
+    chosen = [records[int(i)] for i in spread(len(records), SAMPLE_FEATURES)]
     blocks = [record.features.astype(np.float32) for record in chosen if record.num_rois]
     if not blocks:
         return {"images": len(chosen), "rois": 0}
