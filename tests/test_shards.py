@@ -17,7 +17,14 @@ from vlbert_data.shards.schema import FORMAT_VERSION, content_crc, record_arrays
 from vlbert_data.synthetic import FakeShards, make_record, make_records, write_shards
 
 FULL = FakeShards(
-    num_images=23, num_rois=(0, 7), feature_dim=40, masked_views=2, has_attributes=True, thumbnails=True, seed=3
+    num_images=23,
+    num_rois=(0, 7),
+    feature_dim=40,
+    masked_views=2,
+    has_attributes=True,
+    has_source_rows=True,
+    thumbnails=True,
+    seed=3,
 )
 PLAIN = FakeShards(num_images=5, num_rois=(1, 3), feature_dim=7, label_topk=0, captions_an_image=1)
 LARGE = FakeShards(num_images=3, num_rois=(30, 40), feature_dim=2048)

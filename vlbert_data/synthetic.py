@@ -29,6 +29,7 @@ class FakeShards:
     captions_an_image: int = 2
     masked_views: int = 0
     has_attributes: bool = False
+    has_source_rows: bool = False
     has_background: bool = True
     thumbnails: bool = False
     noise: float = 0.5
@@ -47,6 +48,7 @@ class FakeShards:
             label_topk=self.label_topk,
             num_views=self.masked_views,
             has_attributes=self.has_attributes,
+            has_source_rows=self.has_source_rows,
             label_space=space if self.label_topk else None,
         )
 
@@ -136,6 +138,7 @@ def _make_rois(fake: FakeShards, rng: np.random.Generator, classes: Array, size_
         label_probs=probs.astype(np.float16),
         attribute_ids=(classes % 4).astype(np.uint16) if fake.has_attributes else None,
         attribute_probs=np.full(num, 0.5, np.float16) if fake.has_attributes else None,
+        source_rows=np.arange(num, dtype=np.uint16)[::-1].copy() if fake.has_source_rows else None,
     )
 
 

@@ -72,7 +72,9 @@ class RoiSet:
     scores: float16 [R] in 0..1, the foreground confidence; never rising from one RoI to the next.
     label_ids: uint16 [R, K] and label_probs: float16 [R, K], the K most probable classes, most probable first. The
     probabilities are those of the full distribution: what is missing to 1 is the residual of the classes not kept.
-    attribute_ids: uint16 [R] and attribute_probs: float16 [R], the most probable attribute, or both None.
+    attribute_ids: uint16 [R] and attribute_probs: float16 [R], the most probable attribute, or both None; a probability
+    of 0 says that none is known. source_rows: uint16 [R], the place that each RoI had among the image's RoIs before
+    they were ordered, or None.
     """
 
     boxes: Array
@@ -81,6 +83,7 @@ class RoiSet:
     label_probs: Array
     attribute_ids: Array | None = None
     attribute_probs: Array | None = None
+    source_rows: Array | None = None
 
     @property
     def num_rois(self) -> int:
@@ -184,6 +187,8 @@ def check_image_rois(record: ImageRois, *, label_space: LabelSpace | None, featu
         _check_array("attribute_ids", rois.attribute_ids, np.uint16, (num,))
         _check_array("attribute_probs", rois.attribute_probs, np.float16, (num,))
         _check_range("attribute_probs", rois.attribute_probs, 0.0, 1.0)
+    if rois.source_rows is not None:
+        _check_array("source_rows", rois.source_rows, np.uint16, (num,))
     if record.masked_views is not None:
         views = int(record.masked_views.chosen.shape[0])
         _check_array("masked_views.chosen", record.masked_views.chosen, np.bool_, (views, num))

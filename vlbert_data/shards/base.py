@@ -90,6 +90,7 @@ class MappedShard:
             label_probs=self.view("label_probs", row),
             attribute_ids=self.view("attribute_ids", row) if "attribute_ids" in has else None,
             attribute_probs=self.view("attribute_probs", row) if "attribute_probs" in has else None,
+            source_rows=self.view("source_rows", row) if "source_rows" in has else None,
         )
         views = None
         if "view_chosen" in has:

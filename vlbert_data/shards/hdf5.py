@@ -306,6 +306,7 @@ def _read_schema(file: h5py.File, path: Path) -> ShardSchema:
         raise ShardError(f"{path}: an HDF5 file, but not a vlb shard (its attribute `format` is not {FORMAT_NAME}).")
     check_version(int(file.attrs["format_version"]), str(path))
     facts = {name: file.attrs[name] for name in ("feature_dim", "label_topk", "num_views", "has_attributes")}
+    facts["has_source_rows"] = file.attrs.get("has_source_rows", False)
     has_labels = "label_space_json" in file
     facts["label_space"] = json.loads(file["label_space_json"][()].tobytes()) if has_labels else None
     return ShardSchema.from_json(facts)

@@ -42,11 +42,13 @@ FIELDS = (
     Field("label_probs", np.dtype("<f2"), ("R", "K")),
     Field("attribute_ids", np.dtype("<u2"), ("R",)),
     Field("attribute_probs", np.dtype("<f2"), ("R",)),
+    Field("source_rows", np.dtype("<u2"), ("R",)),
     Field("view_chosen", np.dtype("?"), ("V", "R")),
     Field("view_features", np.dtype("<f2"), ("V", "R", "F")),
     Field("view_image_features", np.dtype("<f2"), ("V", "F")),
 )
 ATTRIBUTE_FIELDS = frozenset({"attribute_ids", "attribute_probs"})
+SOURCE_FIELDS = frozenset({"source_rows"})
 VIEW_FIELDS = frozenset({"view_chosen", "view_features", "view_image_features"})
 
 
@@ -58,6 +60,7 @@ class ShardSchema:
     label_topk: int
     num_views: int = 0
     has_attributes: bool = False
+    has_source_rows: bool = False
     label_space: LabelSpace | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +73,12 @@ class ShardSchema:
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields that records of this schema have, in storage order."""
-        return _fields(self.has_attributes, self.num_views > 0)
+        absent = (
+            (ATTRIBUTE_FIELDS if not self.has_attributes else frozenset())
+            | (SOURCE_FIELDS if not self.has_source_rows else frozenset())
+            | (VIEW_FIELDS if not self.num_views else frozenset())
+        )
+        return _fields(absent)
 
     def shape(self, field: Field, num_rois: int) -> tuple[int, ...]:
         """Return the shape of `field` for an image of `num_rois` RoIs."""
@@ -97,6 +105,8 @@ class ShardSchema:
             "label_topk": self.label_topk,
             "num_views": self.num_views,
             "has_attributes": self.has_attributes,
+            # Only where it is true: folders without that field keep the bytes they always had.
+            **({"has_source_rows": True} if self.has_source_rows else {}),
             "label_space": space and label_space_as_json(space),
         }
 
@@ -109,17 +119,14 @@ class ShardSchema:
             label_topk=int(facts["label_topk"]),
             num_views=int(facts["num_views"]),
             has_attributes=bool(facts["has_attributes"]),
+            has_source_rows=bool(facts.get("has_source_rows", False)),
             label_space=space and label_space_from_json(space),
         )
 
 
 @functools.cache
-def _fields(has_attributes: bool, has_views: bool) -> tuple[Field, ...]:
-    return tuple(
-        field
-        for field in FIELDS
-        if (field.name not in ATTRIBUTE_FIELDS or has_attributes) and (field.name not in VIEW_FIELDS or has_views)
-    )
+def _fields(absent: frozenset[str]) -> tuple[Field, ...]:
+    return tuple(field for field in FIELDS if field.name not in absent)
 
 
 def label_space_as_json(space: LabelSpace) -> dict[str, Any]:
@@ -161,6 +168,7 @@ def record_arrays(record: ImageRois, schema: ShardSchema) -> RecordArrays:
         "label_probs": record.rois.label_probs,
         "attribute_ids": record.rois.attribute_ids,
         "attribute_probs": record.rois.attribute_probs,
+        "source_rows": record.rois.source_rows,
         "view_chosen": None if views is None else views.chosen,
         "view_features": None if views is None else views.features,
         "view_image_features": None if views is None else views.image_features,
