@@ -153,7 +153,7 @@ def to_float16(values: Array, *, what: str) -> Array:
         raise RecordRejectedError("feature not finite", f"{what} holds NaN or infinity")
     with np.errstate(over="ignore"):
         half: Array = values.astype(np.float16)
-    if not np.isfinite(half).all():
+    if not all_finite(half):
         largest = float(np.abs(values).max())
         raise RecordRejectedError("feature overflow", f"{what} holds {largest:.6g}; float16 ends at 65504")
     return half

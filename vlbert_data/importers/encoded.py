@@ -1,0 +1,83 @@
+"""Numbers written as base64 text. Promise: a length that does not fit, or one foreign character, is a reject."""
+
+import binascii
+import re
+from typing import Any
+
+import numpy as np
+import pybase64
+
+from vlbert_data.errors import RecordRejectedError
+from vlbert_data.types import Array
+
+# Bytes of one number -> how it was written. Old writers on other systems give int32, numpy 2 gives float64 boxes.
+Widths = dict[int, np.dtype[Any]]
+FLOATS: Widths = {4: np.dtype("<f4"), 8: np.dtype("<f8")}
+INTEGERS: Widths = {4: np.dtype("<i4"), 8: np.dtype("<i8")}
+# More RoIs than any detector keeps; it bounds what a damaged count can ask for.
+MOST_ROIS = 10_000
+_DIGITS = re.compile(rb"\d{1,9}")
+
+
+def decode_base64(text: bytes | memoryview | str, what: str) -> bytes:
+    """Return the bytes that `text` encodes.
+
+    Raises:
+        RecordRejectedError: "bad base64": cut short, or a character that base64 has not.
+    """
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordRejectedError("bad base64", f"{what}: {len(text)} characters: {error}") from error
+
+
+def decode_rows(text: bytes | memoryview | str, num_rows: int, what: str, widths: Widths) -> Array:
+    """Return [num_rows] numbers, one a row, whose width in bytes follows from the length.
+
+    Raises:
+        RecordRejectedError: "bad base64" or "wrong length".
+    """
+    return decode_table(text, (num_rows, 1), what, widths)[:, 0]
+
+
+def decode_table(
+    text: bytes | memoryview | str,
+    shape: tuple[int, int],
+    what: str,
+    widths: Widths,
+) -> Array:
+    """Return numbers of this shape, read-only; their width in bytes, one of `widths`, follows from the length.
+
+    Raises:
+        RecordRejectedError: "bad base64" or "wrong length".
+    """
+    data = decode_base64(text, what)
+    numbers = shape[0] * shape[1]
+    dtype = widths.get(len(data) // numbers) if numbers and len(data) % numbers == 0 else None
+    if dtype is None:
+        expected = " or ".join(str(numbers * width) for width in widths)
+        raise RecordRejectedError("wrong length", f"{what}: {len(data)} bytes for {shape[0]} RoIs; expected {expected}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> int:
+    """Return how many float32 numbers each of `num_rows` rows has.
+
+    Raises:
+        RecordRejectedError: "bad base64" or "wrong length": not the same number for each row.
+    """
+    num_bytes = len(decode_base64(text, what))
+    if num_rows < 1 or num_bytes == 0 or num_bytes % (4 * num_rows):
+        raise RecordRejectedError("wrong length", f"{what}: {num_bytes} bytes do not divide into {num_rows} RoIs")
+    return num_bytes // (4 * num_rows)
+
+
+def parse_count(text: bytes, what: str, most: int = 2**31 - 1) -> int:
+    """Return the positive integer that `text` states.
+
+    Raises:
+        RecordRejectedError: "bad number": not digits alone, zero, or more than `most`.
+    """
+    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
+        raise RecordRejectedError("bad number", f"{what} is {text[:20]!r}; expected an integer from 1 to {most}")
+    return int(text)

@@ -1,0 +1,220 @@
+"""Tables of features in text, an image a row, arrays as base64. Promise: what columns say of each other must agree.
+
+The layouts of bottom-up attention (6 columns), LXMERT (10) and VOLTA (13) differ in their columns alone; each has a
+module that names them. There is no quoting: a row is split at tabs, whatever it holds.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
+from vlbert_data.importers.encoded import (
+    FLOATS,
+    INTEGERS,
+    MOST_ROIS,
+    count_columns,
+    decode_rows,
+    decode_table,
+    parse_count,
+)
+from vlbert_data.importers.rows import Rows, files_as_json, index_files
+from vlbert_data.shards.files import blake2b_json
+from vlbert_data.sources.base import SourceReject
+from vlbert_data.types import Array
+
+# Rows looked at for what all of them have in common, before an import begins.
+ROWS_TRIED = 32
+Columns = dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A table: its format's name, and the columns in their order, by the names that `FeatureRows` knows.
+
+    attributes: the names of the attribute columns, if any; a file may still lack them (zeros throughout).
+    """
+
+    format: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Widths:
+    """Numbers a RoI in each column of a table; 0 where there is no such column."""
+
+    features: int
+    class_probs: int = 0
+    attribute_probs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRows:
+    """An `Importer` of such tables, one file after the other."""
+
+    layout: Layout
+    traits: Traits
+    widths: Widths
+    files: tuple[Rows, ...]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return sum(map(len, self.files))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the first column of each row."""
+        return (rows.key(index) for rows in self.files for index in range(len(rows)))
+
+    def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
+        """Yield rows `start` to `stop` - 1."""
+        for number, rows, index in numbered(self.files, start, stop):
+            try:
+                yield self._parse(rows, index)
+            except RecordRejectedError as error:
+                yield SourceReject(number=number, where=rows.where(index), reason=error.reason, detail=error.detail)
+
+    def facts(self) -> dict[str, Any]:
+        """Return format, count and files."""
+        return {"format": self.layout.format, "count": len(self), "files": files_as_json(self.files)}
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' contents."""
+        return blake2b_json(self.facts())
+
+    def _parse(self, rows: Rows, index: int) -> RawRecord:
+        row = rows.read(index)
+        columns = split_row(row, self.layout)
+        record = parse_columns(columns, self.widths, with_attributes=self.traits.attributes != ABSENT)
+        return RawRecord(key=key_of(columns), where=rows.where(index), num_bytes=len(row), **record)
+
+
+def numbered(files: Sequence[Rows], start: int, stop: int) -> Iterator[tuple[int, Rows, int]]:
+    """Yield (number, file, place in the file) of rows `start` to `stop` - 1 of the files one after another."""
+    ends = list(itertools.accumulate(map(len, files)))
+    for rows, end in zip(files, ends, strict=True):
+        begin = end - len(rows)
+        for number in range(max(start, begin), min(stop, end)):
+            yield number, rows, number - begin
+
+
+def open_rows(
+    paths: Sequence[Path],
+    layout: Layout,
+    describe: Callable[[Widths, Sequence[dict[str, Any]]], tuple[LabelConvention, LabelConvention]],
+) -> FeatureRows:
+    """Return the importer of the tables in `paths`.
+
+    describe: from the widths of the table and its first good records to its conventions of classes and attributes.
+
+    Raises:
+        ConfigError: a file is unreadable or empty, or none of the first rows is of this layout.
+    """
+    files = index_files(paths, len(layout.columns))
+    widths, tried = _try_rows(files, layout)
+    labels, attributes = describe(widths, tried)
+    traits = Traits(format=layout.format, feature_dim=widths.features, labels=labels, attributes=attributes)
+    return FeatureRows(layout=layout, traits=traits, widths=widths, files=files)
+
+
+def _try_rows(files: Sequence[Rows], layout: Layout) -> tuple[Widths, list[dict[str, Any]]]:
+    """Return the widths that the first good row has, and that row and those after it, parsed."""
+    total = sum(map(len, files))
+    widths: Widths | None = None
+    good: list[dict[str, Any]] = []
+    complaint = ""
+    for _, rows, index in numbered(files, 0, min(total, ROWS_TRIED)):
+        try:
+            columns = split_row(rows.read(index), layout)
+            widths = widths or _measure(columns)
+            good.append(parse_columns(columns, widths, with_attributes=True))
+        except RecordRejectedError as error:
+            complaint = complaint or f"{rows.where(index)}: {error}"
+    if widths is None or not good:
+        raise ConfigError(
+            f"{files[0].path}: none of the first {min(total, ROWS_TRIED)} rows is a row of {layout.format}; "
+            f"the first trouble is at {complaint}. Name the right --format, or mend the file."
+        )
+    return widths, good
+
+
+def split_row(row: bytes, layout: Layout) -> Columns:
+    """Return the columns of a row by name.
+
+    Raises:
+        RecordRejectedError: "wrong columns": more or fewer than the layout has, as after a torn line.
+    """
+    parts = row.split(b"\t")
+    if len(parts) != len(layout.columns):
+        raise RecordRejectedError(
+            "wrong columns", f"{len(parts)} tab-separated columns; expected {len(layout.columns)}"
+        )
+    return dict(zip(layout.columns, parts, strict=True))
+
+
+def key_of(columns: Columns) -> str:
+    """Return the row's key.
+
+    Raises:
+        RecordRejectedError: "bad key": empty or not UTF-8.
+    """
+    try:
+        key = columns["key"].decode()
+    except UnicodeDecodeError as error:
+        raise RecordRejectedError("bad key", f"the first column is not UTF-8: {error}") from error
+    if not key.strip():
+        raise RecordRejectedError("bad key", "the first column is empty")
+    return key
+
+
+def _measure(columns: Columns) -> Widths:
+    num_rois = parse_count(columns["num_boxes"], "num_boxes", MOST_ROIS)
+    count = {
+        name: count_columns(columns[name], num_rois, name) if name in columns else 0
+        for name in ("features", "class_probs", "attribute_probs")
+    }
+    return Widths(**count)
+
+
+def parse_columns(columns: Columns, widths: Widths, *, with_attributes: bool) -> dict[str, Any]:
+    """Return the fields of a `RawRecord` that the columns hold.
+
+    Raises:
+        RecordRejectedError: a number or an array is not what the other columns ask for.
+    """
+    num = parse_count(columns["num_boxes"], "num_boxes", MOST_ROIS)
+    record: dict[str, Any] = {
+        "width_px": parse_count(columns["width"], "the image's width"),
+        "height_px": parse_count(columns["height"], "the image's height"),
+        "boxes": decode_table(columns["boxes"], (num, 4), "boxes", FLOATS),
+        "features": decode_table(columns["features"], (num, widths.features), "features", {4: FLOATS[4]}),
+    }
+    if "class_ids" in columns:
+        record["class_ids"] = decode_rows(columns["class_ids"], num, "objects_id", INTEGERS)
+        record["class_scores"] = decode_rows(columns["class_scores"], num, "objects_conf", FLOATS)
+    if "attribute_ids" in columns and with_attributes:
+        record["attribute_ids"] = decode_rows(columns["attribute_ids"], num, "attrs_id", INTEGERS)
+        record["attribute_scores"] = decode_rows(columns["attribute_scores"], num, "attrs_conf", FLOATS)
+    if "class_probs" in columns:
+        shape = (num, widths.class_probs)
+        record["class_probs"] = decode_table(columns["class_probs"], shape, "cls_prob", {4: FLOATS[4]})
+        _check_agreement(record)
+    return record
+
+
+def _check_agreement(record: dict[str, Any]) -> None:
+    """Refuse ids that are not the most probable classes behind a background in front.
+
+    Raises:
+        RecordRejectedError: "labels disagree".
+    """
+    probs, ids = record["class_probs"], record["class_ids"]
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= probs.shape[1] - 1):
+        raise RecordRejectedError("labels disagree", f"objects_id reaches {int(ids.max())}, cls_prob has fewer classes")
+    stated: Array = np.take_along_axis(probs, ids[:, None].astype(np.int64) + 1, axis=1)[:, 0]
+    if (stated < probs[:, 1:].max(axis=1)).any():
+        raise RecordRejectedError("labels disagree", "objects_id is not the most probable class of cls_prob[:, 1:]")

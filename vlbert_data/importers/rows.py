@@ -1,0 +1,167 @@
+"""Where the rows of a large table of text lie. Promise: one pass, in constant memory but for 16 bytes and a key a row.
+
+Rows hold hundreds of kilobytes of base64, so the table is searched for line ends a chunk at a time; a row is only
+looked into when it is read. A row of another number of columns than expected keeps no key: what is left of a torn
+line must not pass for the image whose name it begins with.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.sources.files import (
+    UTF8_BOM,
+    FileFacts,
+    compression_of,
+    hash_file,
+    read_start,
+    relative_names,
+    unreadable,
+)
+from vlbert_data.types import Array
+
+SCAN_CHUNK_BYTES = 8 << 20
+# Longer names than any project gives; beyond it a row has no key.
+LONGEST_KEY_BYTES = 1024
+# 1,600 class and 400 attribute probabilities and 2,054 numbers for 100 RoIs are 2.2 MB of base64.
+LONGEST_ROW_BYTES = 64 << 20
+SNIFFED_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one file that are not blank.
+
+    starts, stops: int64 [n], the bytes of each row, its line end left out. line_numbers: int64 [n], from 1.
+    keys: the first columns one after another, UTF-8; key_stops: int64 [n], where each one ends.
+    """
+
+    path: Path
+    facts: FileFacts
+    starts: Array
+    stops: Array
+    line_numbers: Array
+    keys: bytes = field(repr=False)
+    key_stops: Array
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def where(self, index: int) -> str:
+        """Return file and line of a row, as editors write it."""
+        return f"{self.path}:{int(self.line_numbers[index])}"
+
+    def key(self, index: int) -> str:
+        """Return the first column of a row; "" where it is unusable."""
+        start = int(self.key_stops[index - 1]) if index else 0
+        return self.keys[start : int(self.key_stops[index])].decode("utf-8", "replace")
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of a row without its line end.
+
+        Raises:
+            RecordRejectedError: "line too long", or the file changed under us.
+        """
+        start, num_bytes = int(self.starts[index]), int(self.stops[index] - self.starts[index])
+        if num_bytes > LONGEST_ROW_BYTES:
+            raise RecordRejectedError("line too long", f"{num_bytes} bytes; at most {LONGEST_ROW_BYTES} are read")
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                stream.seek(start)
+                row = stream.read(num_bytes)
+        except OSError as error:
+            raise RecordRejectedError("not readable", f"{self.path}: {error.strerror}") from error
+        if row is None or len(row) != num_bytes:
+            raise RecordRejectedError("not readable", "the file ends inside this line; it changed while it was read")
+        return row
+
+
+def index_files(paths: Sequence[Path], num_columns: int) -> tuple[Rows, ...]:
+    """Return the rows of each file.
+
+    Raises:
+        ConfigError: a file is given twice, unreadable, or holds no row.
+    """
+    found = tuple(
+        index_rows(path, num_columns, name=name) for path, name in zip(paths, relative_names(paths), strict=True)
+    )
+    for rows in found:
+        if not len(rows):
+            raise ConfigError(f"{rows.path}: an empty file; expected rows of {num_columns} columns.")
+    return found
+
+
+def index_rows(path: Path, num_columns: int, *, name: str) -> Rows:
+    """Return the rows of a file; `num_columns` is how many tab-separated columns a good one has."""
+    marks: list[tuple[int, int, int]] = []
+    keys, key_stops = bytearray(), list[int]()
+    try:
+        for number, (start, stop, head, tabs) in enumerate(_lines(path), start=1):
+            if stop == start:
+                continue
+            marks.append((start, stop, number))
+            key, tab, _ = head.partition(b"\t")
+            if tab and tabs == num_columns - 1:
+                keys += key
+            key_stops.append(len(keys))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    places = np.array(marks, np.int64).reshape(-1, 3)  # [n, 3]
+    return Rows(
+        path=path,
+        facts=hash_file(path, name=name),
+        starts=places[:, 0].copy(),
+        stops=places[:, 1].copy(),
+        line_numbers=places[:, 2].copy(),
+        keys=bytes(keys),
+        key_stops=np.array(key_stops, np.int64),
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes, int]]:
+    """Yield (first byte, last byte + 1, first bytes, number of tabs) of every line; both kinds of line end left out."""
+    with path.open("rb", buffering=0) as stream:
+        start = len(UTF8_BOM) if stream.read(len(UTF8_BOM)) == UTF8_BOM else 0
+        stream.seek(start)
+        base, head, tabs, last = start, b"", 0, b""
+        while chunk := stream.read(SCAN_CHUNK_BYTES):
+            begin = 0
+            while (end := chunk.find(b"\n", begin)) >= 0:
+                head += chunk[begin : min(end, begin + LONGEST_KEY_BYTES)]
+                last = chunk[end - 1 : end] if end > begin else last
+                yield start, base + end - (last == b"\r"), head.rstrip(b"\r"), tabs + chunk.count(b"\t", begin, end)
+                begin, head, tabs, last = end + 1, b"", 0, b""
+                start = base + begin
+            if len(head) < LONGEST_KEY_BYTES:
+                head += chunk[begin : begin + LONGEST_KEY_BYTES]
+            tabs += chunk.count(b"\t", begin)
+            last = chunk[-1:] if begin < len(chunk) else last
+            base += len(chunk)
+        if start < base:
+            yield start, base - (last == b"\r"), head.rstrip(b"\r"), tabs
+
+
+def first_line(path: Path) -> bytes | None:
+    """Return the first line of a text file without its line end; None for a folder, or where there is no line end soon.
+
+    A compressed file has none either.
+    """
+    if not path.is_file():
+        return None
+    try:
+        start = read_start(path, SNIFFED_BYTES)
+    except ConfigError:
+        return None
+    if compression_of(start) is not None:
+        return None
+    line, end, _ = start.removeprefix(UTF8_BOM).partition(b"\n")
+    return line.rstrip(b"\r") if end or len(start) < SNIFFED_BYTES else None
+
+
+def files_as_json(files: Sequence[Rows]) -> list[dict[str, Any]]:
+    """Return the facts of the files as the manifest stores them."""
+    return [rows.facts.as_json() for rows in files]
