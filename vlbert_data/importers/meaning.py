@@ -177,9 +177,8 @@ def to_pixels(boxes: Array, size_px: tuple[int, int], units: str) -> tuple[Array
         hint = " Are width and height swapped?" if (pixels <= sides[::-1] + slack[::-1]).all() else ""
         raise RecordRejectedError(
             "box outside image",
-            "boxes reach ({:.1f}, {:.1f}) to ({:.1f}, {:.1f}) in an image of {} x {} pixels.{}".format(
-                *worst, *size_px, hint
-            ),
+            f"boxes reach ({worst[0]:.1f}, {worst[1]:.1f}) to ({worst[2]:.1f}, {worst[3]:.1f}) in an image of "
+            f"{size_px[0]} x {size_px[1]} pixels.{hint}",
         )
     exact = pixels.astype(np.float32)
     clipped = geometry.clip(exact, width_px=size_px[0], height_px=size_px[1])
@@ -268,7 +267,7 @@ def _ids(values: Array | None, num: int, num_classes: int, what: str) -> Array:
         raise RecordRejectedError("wrong length", f"{what} are {found}; expected {[num]}")
     if values.dtype.kind not in "iu":
         raise RecordRejectedError("bad label", f"{what} are {values.dtype}; expected integers")
-    if values.size and not (0 <= int(values.min()) and int(values.max()) < num_classes):
+    if values.size and (int(values.min()) < 0 or int(values.max()) >= num_classes):
         raise RecordRejectedError(
             "bad label", f"{what} are {int(values.min())} .. {int(values.max())}; the space has 0 .. {num_classes - 1}"
         )

@@ -5,6 +5,7 @@ looked into when it is read. A row of another number of columns than expected ke
 line must not pass for the image whose name it begins with.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,26 +98,28 @@ def index_files(paths: Sequence[Path], num_columns: int) -> tuple[Rows, ...]:
 
 def index_rows(path: Path, num_columns: int, *, name: str) -> Rows:
     """Return the rows of a file; `num_columns` is how many tab-separated columns a good one has."""
-    marks: list[tuple[int, int, int]] = []
-    keys, key_stops = bytearray(), list[int]()
+    # Plain lists of so many numbers would take five times the memory.
+    starts, stops, numbers, key_stops = array("q"), array("q"), array("q"), array("q")
+    keys = bytearray()
     try:
         for number, (start, stop, head, tabs) in enumerate(_lines(path), start=1):
             if stop == start:
                 continue
-            marks.append((start, stop, number))
+            starts.append(start)
+            stops.append(stop)
+            numbers.append(number)
             key, tab, _ = head.partition(b"\t")
             if tab and tabs == num_columns - 1:
                 keys += key
             key_stops.append(len(keys))
     except OSError as error:
         raise unreadable(path, error) from error
-    places = np.array(marks, np.int64).reshape(-1, 3)  # [n, 3]
     return Rows(
         path=path,
         facts=hash_file(path, name=name),
-        starts=places[:, 0].copy(),
-        stops=places[:, 1].copy(),
-        line_numbers=places[:, 2].copy(),
+        starts=np.array(starts, np.int64),
+        stops=np.array(stops, np.int64),
+        line_numbers=np.array(numbers, np.int64),
         keys=bytes(keys),
         key_stops=np.array(key_stops, np.int64),
     )

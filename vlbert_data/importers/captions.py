@@ -1,0 +1,208 @@
+"""Captions from a file beside the features. Promise: found by image id in memory of 24 bytes a line, and counted.
+
+COCO captions JSON, JSONL (`image_id`, `id` or `image`; `caption` or `captions`), or a table: `image TAB caption`, or
+Conceptual Captions' `caption TAB url`, whose images go by their URL or by its CRC-32, as VOLTA calls them.
+"""
+
+import json
+import re
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
+from vlbert_data.sources.files import FileFacts, hash_file
+from vlbert_data.sources.records import captions_of, id_hash, is_unicode
+from vlbert_data.types import Array
+
+_URL = re.compile(rb"https?://|//")
+UNUSABLE_SHOWN = 3
+Entry = tuple[list[str], tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionFile:
+    """Which captions belong to which image.
+
+    alias_hashes: uint64 [a], rising; alias_entries: int64 [a], the entry that goes by each. places: int64 [e + 1],
+    where entries begin in the file, or in `held` if that is not empty. counts: int64 [e], captions of each entry.
+    kind: how an entry is written. unusable: lines that hold no caption of an image.
+    """
+
+    path: Path
+    kind: str
+    facts: FileFacts
+    alias_hashes: Array = field(repr=False)
+    alias_entries: Array = field(repr=False)
+    places: Array = field(repr=False)
+    counts: Array = field(repr=False)
+    held: bytes = field(repr=False)
+    unusable: int
+
+    def of(self, image_id: str) -> tuple[str, ...]:
+        """Return the captions of an image, in the order of the file; () where it has none.
+
+        Raises:
+            RecordRejectedError: "ambiguous caption": two different images go by this id.
+        """
+        wanted = np.uint64(id_hash(image_id))
+        low, high = (int(np.searchsorted(self.alias_hashes, wanted, side=side)) for side in ("left", "right"))
+        found: list[str] = []
+        sources: set[str] = set()
+        for entry in sorted(set(self.alias_entries[low:high].tolist())):
+            names, captions = PARSERS[self.kind](self._text(entry)) or ([], ())
+            if image_id in names:
+                found += captions
+                sources.add(names[0])
+        if self.kind == "caption-url" and len(sources) > 1:
+            raise RecordRejectedError(
+                "ambiguous caption", f"{image_id} is the CRC-32 of {len(sources)} URLs in {self.path}"
+            )
+        return tuple(found)
+
+    def without_image(self, image_hashes: Array) -> int:
+        """Return how many captions are of no image among those whose ids hash to `image_hashes`, uint64 [n]."""
+        used = np.zeros(len(self.counts), np.bool_)
+        used[self.alias_entries[np.isin(self.alias_hashes, image_hashes)]] = True
+        return int(self.counts[~used].sum())
+
+    def some_names(self) -> list[str]:
+        """Return the names of a few images, for a person who wonders why none was found."""
+        shown = range(min(UNUSABLE_SHOWN, len(self.counts)))
+        return [(PARSERS[self.kind](self._text(entry)) or ([""], ()))[0][0] for entry in shown]
+
+    def _text(self, entry: int) -> bytes:
+        start, stop = self.places[entry : entry + 2].tolist()
+        if self.held:
+            return self.held[start:stop]
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(start)
+                return stream.readline().rstrip(b"\r\n")
+        except OSError as error:
+            raise RecordRejectedError("caption not readable", f"{self.path}: {error.strerror}") from error
+
+
+def open_captions(path: Path) -> CaptionFile:
+    """Return the captions in `path`.
+
+    Raises:
+        ConfigError: unreadable, or no line holds a caption of an image.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; --captions takes COCO JSON, JSONL or a table with tabs.")
+    document = read_document(path)
+    if document is not None:
+        held = list(_coco_entries(path, document))
+        places = np.cumsum([0, *map(len, held)])
+        return _collect(path, "jsonl", zip(places.tolist(), held, strict=False), b"".join(held))
+    return _collect(path, _kind_of(path), lines_of(path), b"")
+
+
+def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: bytes) -> CaptionFile:
+    # Plain lists of so many numbers would take five times the memory.
+    hashes, entries, places, counts = array("Q"), array("q"), array("q"), array("q")
+    unusable = 0
+    for place, text in lines:
+        entry = PARSERS[kind](text)
+        if entry is None:
+            unusable += 1
+            continue
+        for name in dict.fromkeys(entry[0]):
+            hashes.append(id_hash(name))
+            entries.append(len(places))
+        places.append(place)
+        counts.append(len(entry[1]))
+    if not places:
+        raise ConfigError(
+            f"{path}: no line holds a caption of an image ({unusable} lines). Expected COCO captions JSON; JSONL with "
+            "image_id and caption; or a table: image TAB caption, or caption TAB url."
+        )
+    places.append(len(held))
+    order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
+    return CaptionFile(
+        path=path,
+        kind=kind,
+        facts=hash_file(path, name=path.name),
+        alias_hashes=np.frombuffer(hashes, np.uint64)[order],
+        alias_entries=np.frombuffer(entries, np.int64)[order],
+        places=np.array(places, np.int64),
+        counts=np.array(counts, np.int64),
+        held=held,
+        unusable=unusable,
+    )
+
+
+def _coco_entries(path: Path, document: dict[str, Any]) -> Iterator[bytes]:
+    """Yield for each image of a COCO captions file a line of JSON: its names and its captions.
+
+    Raises:
+        ConfigError: no list of annotations with captions.
+    """
+    annotations = document.get("annotations")
+    if not isinstance(annotations, list):
+        raise ConfigError(f"{path}: a JSON file without a list `annotations`; COCO captions have one.")
+    captions: dict[Any, list[Any]] = {}
+    for annotation in annotations:
+        if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), (int, str)):
+            captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
+    images = document.get("images") if isinstance(document.get("images"), list) else []
+    names = {image.get("id"): image.get("file_name") for image in images or [] if isinstance(image, dict)}
+    for image_id, texts in captions.items():
+        yield json.dumps({"id": image_id, "file_name": names.get(image_id), "captions": texts}).encode()
+
+
+def _kind_of(path: Path) -> str:
+    first = next((text for _, text in lines_of(path)), b"")
+    if first.lstrip().startswith(b"{"):
+        return "jsonl"
+    columns = first.split(b"\t")
+    return "caption-url" if len(columns) >= 2 and _URL.match(columns[1]) else "image-caption"
+
+
+def _parse_json(text: bytes) -> Entry | None:
+    record = json_record(text)
+    names = names_in(record) if record else []
+    if record is None or not names:
+        return None
+    if isinstance(record.get("frcnn"), str) and isinstance(record.get("caption"), list):
+        # VL-BERT's annotations: one caption as a list of its words.
+        words = [word for word in record["caption"] if isinstance(word, str)]
+        record = {"caption": " ".join(words)}
+    try:
+        return names, captions_of(record)
+    except RecordRejectedError:
+        return None
+
+
+def _parse_columns(text: bytes) -> tuple[str, str] | None:
+    parts = text.split(b"\t")
+    try:
+        first, second = (part.decode().strip() for part in parts[:2])
+    except (UnicodeDecodeError, ValueError):
+        return None
+    usable = first and second and is_unicode(first) and is_unicode(second)
+    return (first, second) if usable else None
+
+
+def _parse_image_caption(text: bytes) -> Entry | None:
+    columns = _parse_columns(text)
+    return columns and (list(dict.fromkeys(aliases(columns[0]))), (columns[1],))
+
+
+def _parse_caption_url(text: bytes) -> Entry | None:
+    columns = _parse_columns(text)
+    return columns and ([columns[1], str(zlib.crc32(columns[1].encode()))], (columns[0],))
+
+
+PARSERS: dict[str, Callable[[bytes], Entry | None]] = {
+    "jsonl": _parse_json,
+    "image-caption": _parse_image_caption,
+    "caption-url": _parse_caption_url,
+}

@@ -1,0 +1,224 @@
+"""The import: features in, shards out. Promise: killed at any moment and run again, it ends as if never interrupted."""
+
+import contextlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlbert_data import __version__
+from vlbert_data import manifest as manifest_module
+from vlbert_data.build.config import BuildConfig
+from vlbert_data.build.state import BuildState, check_shard_count
+from vlbert_data.build.writer import disk_error
+from vlbert_data.errors import ConfigError, VlbError
+from vlbert_data.importers.base import Importer
+from vlbert_data.importers.captions import CaptionFile
+from vlbert_data.importers.image_sizes import ImageSizes
+from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
+from vlbert_data.importers.labels import LabelChoice, settle_labels
+from vlbert_data.importers.make_shards import Done, ShardMaker, make_in_processes
+from vlbert_data.importers.meaning import Meaning
+from vlbert_data.importers.reading import Reading
+from vlbert_data.manifest import Manifest
+from vlbert_data.shards.job import FolderFacts, finish_folder
+from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
+from vlbert_data.types import Array
+
+WITHOUT_IMAGE = "captions without image"
+KEYS_SHOWN = 3
+# What of a `BuildConfig` an import has.
+SETTINGS = ("container", "shard_size", "label_topk")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """What the user gives beside the features; see `vlb import-features --help`."""
+
+    labels: LabelChoice = LabelChoice()  # noqa: RUF009  (frozen)
+    captions: CaptionFile | None = None
+    sizes: ImageSizes | None = None
+    key_pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far an import is: inputs done (those of earlier runs included), and what this run did."""
+
+    done_inputs: int
+    total_inputs: int
+    new: Done
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportResult:
+    """The finished folder's manifest, and how many shards this run made."""
+
+    manifest: Manifest
+    made: int
+
+
+class TooManyRejectsError(VlbError):
+    """An import with more rejects than `max_rejects`; `counts` has them by reason."""
+
+    def __init__(self, message: str, counts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
+@dataclass(kw_only=True)
+class Import:
+    """An import of `importer` into `folder`; `run` does it.
+
+    Raises:
+        ConfigError: at birth, when something must be given or cannot be right: labels, captions, sizes.
+    """
+
+    folder: Path
+    importer: Importer
+    config: BuildConfig
+    beside: Beside
+    on_progress: Callable[[Progress], None] = lambda _: None
+    retry_rejected: bool = False
+    maker: ShardMaker = field(init=False)
+    _hashes: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        count = check_shard_count(len(self.importer), self.config.shard_size)
+        traits, beside = self.importer.traits, self.beside
+        pattern = KeyPattern.of(beside.key_pattern)
+        space = settle_labels(traits.labels, beside.labels, traits.format)
+        self._hashes = hash_keys(self.importer.keys(), pattern)
+        self._check_beside(pattern)
+        reading = Reading(
+            importer=self.importer,
+            meaning=Meaning(traits=traits, label_space=space, label_topk=self.config.label_topk),
+            pattern=pattern,
+            repeats=Repeats.among(self._hashes),
+            captions=beside.captions,
+            sizes=beside.sizes,
+        )
+        self.maker = ShardMaker(
+            reading=reading,
+            state=BuildState(self.folder, self.identity(reading.meaning), count, self.config.container),
+            container=self.config.container,
+            shard_size=self.config.shard_size,
+        )
+
+    def identity(self, meaning: Meaning) -> dict[str, Any]:
+        """Return everything that decides what the records hold, as JSON types."""
+        beside, space = self.beside, meaning.label_space
+        return {
+            "format_version": FORMAT_VERSION,
+            "settings": {name: getattr(self.config, name) for name in SETTINGS},
+            "source": self.importer.fingerprint(),
+            "meaning": meaning.facts(),
+            "label_space": space and label_space_as_json(space)["fingerprint"],
+            "captions": beside.captions and beside.captions.facts.as_json(),
+            "image_sizes": beside.sizes and beside.sizes.facts.as_json(),
+            "key_pattern": beside.key_pattern,
+            "versions": {"numpy": importlib.metadata.version("numpy")},
+        }
+
+    def run(self) -> ImportResult:
+        """Make the shards that are missing, then the manifest.
+
+        Raises:
+            ConfigError: the folder holds something else.
+            VlbError: another process is at work on it, the disk is full, or the like.
+            TooManyRejectsError: all shards are there, but too many inputs were rejected.
+        """
+        try:
+            return self._run()
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+
+    def _run(self) -> ImportResult:
+        state = self.maker.state
+        manifest = state.begin()
+        made = 0
+        if manifest is None:
+            with contextlib.ExitStack() as locks:
+                locks.enter_context(state.lock("import"))
+                if self.retry_rejected:
+                    state.forget_rejected((0, 1))
+                pending = state.pending()
+                self._make(pending)
+                made = len(pending)
+                manifest = state.begin() or self._write_manifest()
+        state.clear()
+        return ImportResult(manifest=manifest, made=made)
+
+    def _make(self, pending: list[int]) -> None:
+        total, size = len(self.importer), self.config.shard_size
+        earlier = total - sum(min((shard + 1) * size, total) - shard * size for shard in pending)
+        new = Done()
+
+        def tell(done: Done) -> None:
+            nonlocal new
+            new = Done(new.inputs + done.inputs, new.num_bytes + done.num_bytes, new.rejects + done.rejects)
+            self.on_progress(Progress(done_inputs=earlier + new.inputs, total_inputs=total, new=new))
+
+        if self.config.workers > 1 and len(pending) > 1:
+            make_in_processes(self.maker, pending, min(self.config.workers, len(pending)), tell)
+        else:
+            self.maker.make_all(pending, tell)
+
+    def _write_manifest(self) -> Manifest:
+        state, meaning = self.maker.state, self.maker.reading.meaning
+        outcomes = [state.load_shard(shard) for shard in range(state.num_shards)]
+        rejects = sum((Counter(dict(outcome.reject_counts)) for _, outcome in outcomes), Counter[str]())
+        left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
+        if self.beside.captions is not None:
+            left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
+        if not self.config.allows(rejects.total(), len(self.importer)):
+            raise TooManyRejectsError(
+                f"{self.folder}: {rejects.total()} of {len(self.importer)} inputs were rejected; --max-rejects allows "
+                f"{self.config.max_rejects:g}. The shards are kept: mend the input and run the same command with "
+                "--retry-rejected, or with a higher --max-rejects to accept this.",
+                dict(rejects),
+            )
+        traits = self.importer.traits
+        facts = FolderFacts(
+            container=self.config.container,
+            schema=meaning.schema(),
+            detector={"name": "imported", "format": traits.format, **meaning.facts()},
+            describer={"name": "imported", "format": traits.format, "feature_dim": traits.feature_dim},
+            source={**self.importer.facts(), "num_inputs": len(self.importer), "made_by": f"vlb {__version__}"},
+            build=self.identity(meaning),
+        )
+        lines = (f"{line}\n".encode() for _, outcome in outcomes for line in outcome.rejects)
+        written = (written for written, _ in outcomes)
+        return finish_folder(self.folder, facts, written, lines, (dict(+left_out), dict(rejects)))
+
+    def _check_beside(self, pattern: KeyPattern) -> None:
+        """Refuse at once what would leave every image out.
+
+        Raises:
+            ConfigError: no captions or sizes, or those of other images.
+        """
+        traits, captions, sizes = self.importer.traits, self.beside.captions, self.beside.sizes
+        if captions is None and not traits.has_captions:
+            raise ConfigError(f"{traits.format} stores no captions. Give them with --captions FILE.")
+        if captions is not None and not np.isin(captions.alias_hashes, self._hashes).any():
+            raise ConfigError(
+                f"{captions.path}: captions of none of the images. Images are called {self._some_ids(pattern)}, the "
+                f"captions' {', '.join(captions.some_names())}. Let --key-pattern find the one in the other, such as "
+                r"--key-pattern '0*(\d+)$'."
+            )
+        if sizes is None and not traits.has_image_sizes:
+            raise ConfigError(f"{traits.format} stores no image sizes. Give them with --image-sizes FILE.")
+        if sizes is not None and not traits.has_image_sizes and not np.isin(sizes.hashes, self._hashes).any():
+            raise ConfigError(
+                f"{sizes.path}: sizes of none of the images. Images are called {self._some_ids(pattern)}. "
+                "Look at --key-pattern."
+            )
+
+    def _some_ids(self, pattern: KeyPattern) -> str:
+        shown = [key for _, key in zip(range(KEYS_SHOWN), self.importer.keys(), strict=False)]
+        found = [match.group() for key in shown if (match := pattern.pattern and pattern.pattern.search(key))]
+        return ", ".join(found or shown)
