@@ -90,7 +90,7 @@ def command(
             )
             result = build.run(part)
     except TooManyRejectsError as error:
-        _print_counts(error.counts, "rejected because of")
+        console.print_counts(error.counts, "rejected because of")
         raise
     if result.manifest is None:
         console.say(f"{out}: {result.built} shards built; {result.missing} of other parts are still missing.")
@@ -126,31 +126,17 @@ def _prepare(out: Path, source: Any, specs: tuple[str, str | None], settings: Bu
 
 
 def _print_summary(out: Path, manifest: Any, built: int) -> None:
-    from rich.table import Table
-
     stored = sum(shard.bytes for shard in manifest.shards)
-    table = Table(title=str(out), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    rows = {
-        "images": f"{manifest.num_images:,}",
-        "captions": f"{manifest.num_captions:,}",
-        "RoIs": f"{manifest.num_rois:,} ({manifest.num_rois / manifest.num_images:.1f} an image)",
-        "features": f"{manifest.feature_dim} float16",
-        "on disk": f"{console.size(stored)} in {len(manifest.shards)} shards ({built} built now)",
-        "rejected": f"{sum(manifest.rejects.values()):,}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.out().print(table)
-    _print_counts(manifest.rejects, "rejected because of")
-    _print_counts(manifest.left_out, "left out of images")
-
-
-def _print_counts(counts: Any, title: str) -> None:
-    if not counts:
-        return
-    from rich.table import Table
-
-    table = Table("", "count", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
-        table.add_row(reason, f"{count:,}")
-    console.out().print(table)
+    console.print_facts(
+        str(out),
+        {
+            "images": f"{manifest.num_images:,}",
+            "captions": f"{manifest.num_captions:,}",
+            "RoIs": f"{manifest.num_rois:,} ({manifest.num_rois / manifest.num_images:.1f} an image)",
+            "features": f"{manifest.feature_dim} float16",
+            "on disk": f"{console.size(stored)} in {len(manifest.shards)} shards ({built} built now)",
+            "rejected": f"{sum(manifest.rejects.values()):,}",
+        },
+    )
+    console.print_counts(manifest.rejects, "rejected because of")
+    console.print_counts(manifest.left_out, "left out of images")

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 # Without a terminal, say how far the work is this often: enough for a job's log, too little to fill it.
 LOG_EVERY_S = 30.0
@@ -89,3 +90,21 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     raise AssertionError("the loop ends at TB")
+
+
+def print_facts(title: str, rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out().print(table)
+
+
+def print_counts(counts: Mapping[str, int], title: str) -> None:
+    """Print counts by reason, the largest first; nothing where there are none."""
+    if not counts:
+        return
+    table = Table("", "count", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+        table.add_row(reason, f"{count:,}")
+    out().print(table)

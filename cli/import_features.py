@@ -28,9 +28,7 @@ DEFAULTS = BuildConfig()
 @click.option("--max-rejects", type=float, help=f"Share below 1, or number of inputs [{DEFAULTS.max_rejects}].")
 @click.option("--retry-rejected", is_flag=True, help="Make shards with rejects again, for input that was mended.")
 @click.option("--workers", type=int, help="Processes that make shards; 1 makes them in this one.")
-def command(
-    inputs: tuple[str, ...], out: Path, format_name: str | None, retry_rejected: bool, **options: Any
-) -> None:
+def command(inputs: tuple[str, ...], out: Path, format_name: str | None, retry_rejected: bool, **options: Any) -> None:
     """Take over RoI features from the files of other projects.
 
     INPUTS: files, folders or quoted globs, all of one format, which is told apart by content. Nothing in them is ever
@@ -39,7 +37,8 @@ def command(
     \b
     vlb import-features train2014_obj36.tsv --captions captions_train2014.json --out coco-train
     """
-    from vlbert_data.importers.run import Import, TooManyRejectsError
+    from vlbert_data.build.state import TooManyRejectsError
+    from vlbert_data.importers.run import Import
     from vlbert_data.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -94,8 +93,11 @@ def _print_summary(out: Path, result: Any) -> None:
     manifest = result.manifest
     stored = sum(shard.bytes for shard in manifest.shards)
     space = manifest.label_space
-    classes = "none: features only" if space is None else f"{space.name}, {space.num_classes} classes, " + (
-        "no background" if space.background_index is None else f"background {space.background_index}"
+    classes = (
+        "none: features only"
+        if space is None
+        else f"{space.name}, {space.num_classes} classes, "
+        + ("no background" if space.background_index is None else f"background {space.background_index}")
     )
     console.print_facts(
         str(out),

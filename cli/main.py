@@ -17,6 +17,7 @@ from vlbert_data.errors import VlbError
 # name -> (module that defines `command`, the line that `vlb --help` shows); modules load only when their command runs
 COMMANDS = {
     "build-shards": ("cli.build_shards", "Describe images once: RoI features and labels into LMDB or HDF5 shards."),
+    "import-features": ("cli.import_features", "Take over RoI features from the files of other projects."),
     "inspect-shard": ("cli.inspect_shard", "Show what a shard or a folder of shards holds and whether it is sound."),
     "build-corpus": ("cli.build_corpus", "Tokenise text files into a corpus that training maps into memory."),
     "pretrain": ("cli.pretrain", "Pretrain VL-BERT on shards and text, or resume a run."),

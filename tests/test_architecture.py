@@ -60,7 +60,15 @@ HOMES = {
     "rich": {"cli"},
 }
 # What worker processes import must start at once.
-LIGHT = ("vlbert_data.build.decode", "vlbert_data.build.writer", "vlbert_data.verify", "vlbert_data.report", "cli.main")
+LIGHT = (
+    "vlbert_data.build.decode",
+    "vlbert_data.build.writer",
+    "vlbert_data.importers.make_shards",
+    "vlbert_data.importers.run",
+    "vlbert_data.verify",
+    "vlbert_data.report",
+    "cli.main",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -148,7 +156,7 @@ def test_help_is_instant_and_loads_neither_torch_nor_transformers() -> None:
     assert min(times) < 1.5
 
 
-@pytest.mark.parametrize("command", ["build-shards", "inspect-shard"])
+@pytest.mark.parametrize("command", ["build-shards", "import-features", "inspect-shard"])
 def test_each_commands_help_loads_no_torch(command: str) -> None:
     code = (
         "import sys\nfrom cli.main import main\n"

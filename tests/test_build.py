@@ -146,7 +146,7 @@ def test_a_second_build_of_the_same_folder_is_refused(table: Path, tmp_path: Pat
     make_build(table, out, max_rejects=1).run((1, 4))
     with (out / STATE_FOLDER / "part-1-of-1.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(VlbError, match=r"another vlb build-shards is at work.*--part i/n"):
+        with pytest.raises(VlbError, match=r"another process is at work.*--part i/n"):
             build(table, out, max_rejects=1)
     with (out / STATE_FOLDER / "shard-00002.lmdb.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

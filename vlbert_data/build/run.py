@@ -17,12 +17,12 @@ from vlbert_data import __version__
 from vlbert_data import manifest as manifest_module
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
-from vlbert_data.build.state import BuildState, check_shard_count
+from vlbert_data.build.state import BuildState, TooManyRejectsError, check_rejects, check_shard_count
 from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
 from vlbert_data.describe.base import Describer, Description
 from vlbert_data.describe.masked_views import describe_masked_views
 from vlbert_data.detect.base import Detector
-from vlbert_data.errors import RecordRejectedError, VlbError
+from vlbert_data.errors import RecordRejectedError
 from vlbert_data.manifest import Manifest
 from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, ShardSchema, label_space_as_json
@@ -51,14 +51,6 @@ class BuildResult:
     manifest: Manifest | None
     built: int
     missing: int
-
-
-class TooManyRejectsError(VlbError):
-    """A finished build with more rejects than `max_rejects`; `counts` has them by reason."""
-
-    def __init__(self, message: str, counts: dict[str, int]) -> None:
-        super().__init__(message)
-        self.counts = counts
 
 
 @dataclass(kw_only=True)
@@ -227,13 +219,7 @@ class Build:
         outcomes = [self.state.load_shard(shard) for shard in range(self.state.num_shards)]
         rejects = sum((Counter(dict(outcome.reject_counts)) for _, outcome in outcomes), Counter[str]())
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
-        if not self.config.allows(rejects.total(), len(self.source)):
-            raise TooManyRejectsError(
-                f"{self.folder}: {rejects.total()} of {len(self.source)} inputs were rejected; --max-rejects allows "
-                f"{self.config.max_rejects:g}. The shards are kept: mend the input and run the same command with "
-                "--retry-rejected, or with a higher --max-rejects to accept this.",
-                dict(rejects),
-            )
+        check_rejects(self.folder, self.config, rejects, len(self.source))
         facts = FolderFacts(
             container=self.config.container,
             schema=self.schema,

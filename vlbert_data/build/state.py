@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vlbert_data import manifest as manifest_module
+from vlbert_data.build.config import BuildConfig
 from vlbert_data.errors import ConfigError, ShardError, VlbError
 from vlbert_data.manifest import Manifest, ShardEntry
 from vlbert_data.shards import files
@@ -33,6 +34,30 @@ class ShardOutcome:
     rejects: tuple[str, ...]
     reject_counts: Mapping[str, int]
     left_out: Mapping[str, int]
+
+
+class TooManyRejectsError(VlbError):
+    """A finished build with more rejects than `max_rejects`; `counts` has them by reason."""
+
+    def __init__(self, message: str, counts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.counts = counts
+
+
+def check_rejects(folder: Path, config: BuildConfig, rejects: Mapping[str, int], num_inputs: int) -> None:
+    """Pass where so many rejects, by reason, are within what `config` allows.
+
+    Raises:
+        TooManyRejectsError: there are more.
+    """
+    total = sum(rejects.values())
+    if not config.allows(total, num_inputs):
+        raise TooManyRejectsError(
+            f"{folder}: {total} of {num_inputs} inputs were rejected; --max-rejects allows {config.max_rejects:g}. The "
+            "shards are kept: mend the input and run the same command with --retry-rejected, or with a higher "
+            "--max-rejects to accept this.",
+            dict(rejects),
+        )
 
 
 class BuildState:
@@ -79,8 +104,8 @@ class BuildState:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise VlbError(
-                    f"{self.folder}: another vlb build-shards is at work on {name} of this folder. Wait for it, "
-                    "or let each process build its own --part i/n."
+                    f"{self.folder}: another process is at work on {name} of this folder. Wait for it, or let "
+                    "each process of vlb build-shards build its own --part i/n."
                 ) from error
             yield
 

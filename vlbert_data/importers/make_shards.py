@@ -3,12 +3,11 @@
 One process writes what it reads, so arrays never travel: several processes make several shards.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
@@ -107,9 +106,7 @@ def _telling(outcomes: Iterator[Outcome], tell: Tell) -> Iterator[Outcome]:
     done = Done()
     for outcome in outcomes:
         yield outcome
-        done = Done(
-            done.inputs + 1, done.num_bytes + outcome.num_bytes, done.rejects + (outcome.reject is not None)
-        )
+        done = Done(done.inputs + 1, done.num_bytes + outcome.num_bytes, done.rejects + (outcome.reject is not None))
         if done.inputs == TELL_EVERY:
             tell(done)
             done = Done()

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from vlbert_data import __version__
-from vlbert_data import manifest as manifest_module
 from vlbert_data.build.config import BuildConfig
-from vlbert_data.build.state import BuildState, check_shard_count
+from vlbert_data.build.state import BuildState, check_rejects, check_shard_count
 from vlbert_data.build.writer import disk_error
-from vlbert_data.errors import ConfigError, VlbError
+from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import Importer
 from vlbert_data.importers.captions import CaptionFile
 from vlbert_data.importers.image_sizes import ImageSizes
@@ -60,14 +59,6 @@ class ImportResult:
 
     manifest: Manifest
     made: int
-
-
-class TooManyRejectsError(VlbError):
-    """An import with more rejects than `max_rejects`; `counts` has them by reason."""
-
-    def __init__(self, message: str, counts: dict[str, int]) -> None:
-        super().__init__(message)
-        self.counts = counts
 
 
 @dataclass(kw_only=True)
@@ -175,13 +166,7 @@ class Import:
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
-        if not self.config.allows(rejects.total(), len(self.importer)):
-            raise TooManyRejectsError(
-                f"{self.folder}: {rejects.total()} of {len(self.importer)} inputs were rejected; --max-rejects allows "
-                f"{self.config.max_rejects:g}. The shards are kept: mend the input and run the same command with "
-                "--retry-rejected, or with a higher --max-rejects to accept this.",
-                dict(rejects),
-            )
+        check_rejects(self.folder, self.config, rejects, len(self.importer))
         traits = self.importer.traits
         facts = FolderFacts(
             container=self.config.container,
