@@ -34,6 +34,9 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if not 1 <= len(self.class_names) <= 2**16:
             raise ConfigError(f"label space {self.name}: {len(self.class_names)} classes; a shard stores 1 to 65536.")
+        bad = next((name for name in self.class_names if not is_unicode(name)), None)
+        if bad is not None:
+            raise ConfigError(f"label space {self.name}: the class name {bad!r} holds what UTF-8 cannot write.")
         if self.background_index is not None and not 0 <= self.background_index < len(self.class_names):
             raise ConfigError(
                 f"label space {self.name}: background index {self.background_index} is outside its "
@@ -142,6 +145,11 @@ class ImageRois:
         return residual
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can write `text`; JSON can smuggle in halves of surrogate pairs, which it cannot."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def to_float16(values: Array, *, what: str) -> Array:
     """Return `values` as float16, refusing what float16 cannot hold.
 
@@ -202,6 +210,9 @@ def check_image_rois(record: ImageRois, *, label_space: LabelSpace | None, featu
 def _check_text(record: ImageRois) -> None:
     if not record.image_id:
         raise RecordRejectedError("bad record", "the image id is empty")
+    for text in (record.image_id, *record.captions):
+        if not is_unicode(text):
+            raise RecordRejectedError("bad record", f"{text!r} holds what UTF-8 cannot write")
     if not record.captions or any(not caption.strip() for caption in record.captions):
         raise RecordRejectedError(
             "empty caption", f"{len(record.captions)} captions, at least one needed and none empty"

@@ -95,7 +95,12 @@ class InlineImage:
     data: bytes = field(repr=False)
 
     def read(self) -> bytes:
-        """Return the bytes."""
+        """Return the bytes.
+
+        Raises:
+            RecordRejectedError: too many for an image.
+        """
+        check_num_bytes(self.where, len(self.data))
         return self.data
 
     def __str__(self) -> str:

@@ -12,6 +12,8 @@ from vlbert_data.sources.files import fingerprint, hash_bytes, relative_names, r
 from vlbert_data.sources.records import captions_of, extras_of, item_or_reject, reject_duplicate, size_of
 
 _USED_FIELDS = ("id", "file_name", "width", "height")
+# Twenty times the captions of COCO 2017; Python's objects take some five times as much memory as the text.
+LARGEST_FILE_BYTES = 2 << 30
 
 
 class CocoSource:
@@ -31,10 +33,7 @@ class CocoSource:
         self._inputs: list[SourceItem | SourceReject] = []
         seen: set[str] = set()
         for path, name in zip(paths, relative_names(paths), strict=True):
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise unreadable(path, error) from error
+            data = _read(path)
             self._files.append(hash_bytes(data, name=name))
             self._add_file(path, _parse(path, data), seen)
 
@@ -63,11 +62,14 @@ class CocoSource:
         captions: dict[Any, list[Any]] = {}
         for annotation in content["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-        licenses = {entry.get("id"): entry.get("name") for entry in content.get("licenses", [])}
+        licenses = _license_names(content.get("licenses"))
         root = path.parent if self._images is None else self._images
         for place, image in enumerate(content["images"]):
             number = len(self._inputs)
-            context = {"captions": captions.pop(image.get("id"), None), "license": licenses.get(image.get("license"))}
+            context = {
+                "captions": captions.pop(_as_key(image.get("id")), None),
+                "license": licenses.get(_as_key(image.get("license"))),
+            }
             make = partial(_make_item, number, root, image, context, seen)
             self._inputs.append(item_or_reject(number, f"{path}!images[{place}]", make))
         for image_id, texts in captions.items():
@@ -101,6 +103,24 @@ def _make_item(
     )
 
 
+def _read(path: Path) -> bytes:
+    """Return the file's bytes.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger than any COCO captions file.
+    """
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes > LARGEST_FILE_BYTES:
+            raise ConfigError(
+                f"{path}: one JSON document of {num_bytes} bytes; at most {LARGEST_FILE_BYTES} are read at once. For "
+                "more use JSONL, one record a line of at most 16 MB."
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def _parse(path: Path, data: bytes) -> Mapping[str, Any]:
     """Return the file's content, checked to be a COCO caption file in its outer form."""
     try:
@@ -123,7 +143,24 @@ def _parse(path: Path, data: bytes) -> Mapping[str, Any]:
                     f" This file has boxes: give the captions file here and this one as --detector annotations:{path}."
                 )
             raise ConfigError(f"{path}: annotations[{place}] has no caption of an image_id.{hint}")
+        if _as_key(annotation["image_id"]) is None:
+            raise ConfigError(
+                f"{path}: annotations[{place}] has the image_id {annotation['image_id']!r}; expected a number or text, "
+                "as in `images`."
+            )
     return content
+
+
+def _as_key(value: Any) -> int | str | None:
+    """Return a value that can be an id, None for any other."""
+    return value if isinstance(value, (int, str)) else None
+
+
+def _license_names(licenses: Any) -> dict[int | str | None, Any]:
+    """Return names by id of the file's `licenses`, as far as they are what COCO writes: nothing depends on them."""
+    if not _is_list_of_dicts(licenses):
+        return {}
+    return {_as_key(entry.get("id")): entry.get("name") for entry in licenses if _as_key(entry.get("id")) is not None}
 
 
 def _is_list_of_dicts(value: Any) -> bool:

@@ -1,14 +1,14 @@
 """Conceptual Captions TSV: caption TAB url, with images downloaded under their row's number. One input is one line."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.sources.base import FileImage, SourceItem, SourceReject
-from vlbert_data.sources.files import fingerprint, index_lines, require_folder
+from vlbert_data.sources.files import check_line, fingerprint, index_lines, require_folder
 from vlbert_data.sources.records import captions_of, item_or_reject, positional_id
 
 # The number of columns is taken from this many first lines.
@@ -32,9 +32,9 @@ class ConceptualCaptionsSource:
         self._images = images and require_folder(images)
         self._root = path.parent if self._images is None else self._images
         lines = index_lines(path, name=path.name, skip_blank=False)
-        first_lines = [line.split(b"\t") for line in lines.read(0, SAMPLED_LINES)]
-        self._num_columns = _most_common_width(path, first_lines)
-        names = tuple(column.decode(errors="replace").strip().lower() for column in first_lines[0])
+        self._num_columns = _most_common_width(path, lines.read(0, SAMPLED_LINES))
+        first_line = next(lines.read(0, 1)).decode(errors="replace")
+        names = tuple(column.strip().lower() for column in first_line.split("\t"))
         self._header_lines = int(names[: len(HEADER_NAMES)] == HEADER_NAMES)
         self._lines = lines
 
@@ -65,6 +65,7 @@ class ConceptualCaptionsSource:
         return fingerprint(self.facts())
 
     def _make_item(self, number: int, line: bytes) -> SourceItem:
+        check_line(line)
         try:
             columns = line.decode().split("\t")
         except UnicodeDecodeError as error:
@@ -86,12 +87,13 @@ class ConceptualCaptionsSource:
         )
 
 
-def _most_common_width(path: Path, lines: list[list[bytes]]) -> int:
-    counts = Counter(len(columns) for columns in lines)
+def _most_common_width(path: Path, lines: Iterable[bytes]) -> int:
+    """Return how many columns most of the lines have, 2 or 3."""
+    counts = Counter(line.count(b"\t") + 1 for line in lines)
     widths = [width for width, _ in counts.most_common() if width in (2, 3)]
     if widths:
         return widths[0]
-    if not lines:
+    if not counts:
         raise ConfigError(f"{path}: an empty file; expected lines of caption TAB url.")
     found = counts.most_common(1)[0][0]
     raise ConfigError(

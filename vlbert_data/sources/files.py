@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data.errors import ConfigError
+from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.types import Array
 
@@ -21,6 +21,8 @@ from vlbert_data.types import Array
 WHOLE_HASH_BYTES = 16 << 20
 END_HASH_BYTES = 1 << 20
 SCAN_CHUNK_BYTES = 4 << 20
+# No record about one image needs a longer line; of a longer one no more than this is read.
+LONGEST_LINE_BYTES = 16 << 20
 
 UTF8_BOM = b"\xef\xbb\xbf"
 COMPRESSED_STARTS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -61,11 +63,21 @@ class Lines:
         return f"{self.path}:{index + 1 if self.line_numbers is None else int(self.line_numbers[index])}"
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield lines `start` to `stop` - 1 without their line ends."""
+        """Yield lines `start` to `stop` - 1 without their line ends; a line that is too long ends beyond the limit."""
         with self.path.open("rb") as stream:
             for offset in self.starts[start:stop]:
                 stream.seek(int(offset))
-                yield stream.readline().rstrip(b"\r\n")
+                yield stream.readline(LONGEST_LINE_BYTES + 1).rstrip(b"\r\n")
+
+
+def check_line(line: bytes) -> None:
+    """Refuse a line of more than LONGEST_LINE_BYTES, of which only the beginning was read.
+
+    Raises:
+        RecordRejectedError: "line too long".
+    """
+    if len(line) > LONGEST_LINE_BYTES:
+        raise RecordRejectedError("line too long", f"more than {LONGEST_LINE_BYTES} bytes; begins with {line[:40]!r}")
 
 
 def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -132,7 +144,9 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
         if path == other:
             raise ConfigError(f"{path}: given twice. Name each input once.")
     shared = os.path.commonpath([path.parent for path in absolute])
-    return [path.relative_to(shared).as_posix() for path in absolute]
+    names = (path.relative_to(shared).as_posix() for path in absolute)
+    # File names are bytes; of those that are no text, what is not is written as escapes, for ids must be text.
+    return [name.encode(errors="backslashreplace").decode() for name in names]
 
 
 def hash_file(path: Path, *, name: str) -> FileFacts:

@@ -134,7 +134,7 @@ class Img2datasetSource:
             shard = self._shards[place]
             try:
                 self._cached = place, _read_table(shard), open_images(shard)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise RecordRejectedError("damaged shard", str(error)) from error
         return self._cached[1:]
 

@@ -85,14 +85,15 @@ def survey_shard(folder: Path, name: str) -> Survey:
     try:
         stats = json.loads((folder / f"{name}_stats.json").read_bytes())
         count, successes = int(stats["count"]), int(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return Survey(folder=folder, name=name, damage=f"{name}_stats.json cannot be read: {error}")
     try:
         with open_parquet(folder / f"{name}.parquet") as file:
             columns = tuple(file.schema_arrow.names)
             wanted = [column for column in ("status", *_SIZES) if column in columns]
             table = file.read(columns=wanted, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+        reshaped, squared, size = _count_squares(table)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         return Survey(folder=folder, name=name, damage=f"{name}.parquet cannot be read: {error}")
     if "status" not in columns or "key" not in columns:
         return Survey(folder=folder, name=name, damage=f"{name}.parquet has no column key or status")
@@ -104,7 +105,6 @@ def survey_shard(folder: Path, name: str) -> Survey:
             f"{name}_stats.json counts {count} rows and {successes} successes, {name}.parquet has {len(status)} and "
             f"{num_success}: img2dataset lost {max(count - len(status), 0)} rows"
         )
-    reshaped, squared, size = _count_squares(table)
     return Survey(
         folder=folder,
         name=name,

@@ -10,7 +10,15 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.sources.base import FileImage, SourceItem, SourceReject
-from vlbert_data.sources.files import Lines, fingerprint, holds, index_lines, relative_names, require_folder
+from vlbert_data.sources.files import (
+    Lines,
+    check_line,
+    fingerprint,
+    holds,
+    index_lines,
+    relative_names,
+    require_folder,
+)
 from vlbert_data.sources.records import (
     boxes_of,
     captions_of,
@@ -111,8 +119,9 @@ def parse_record(line: bytes) -> Mapping[str, Any]:
     """Return the JSON object on a line.
 
     Raises:
-        RecordRejectedError: "bad line".
+        RecordRejectedError: "bad line" or "line too long".
     """
+    check_line(line)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.sources.base import FileImage, Source, SourceItem
-from vlbert_data.sources.files import UTF8_BOM, compression_of, expand_inputs, read_start
+from vlbert_data.sources.files import LONGEST_LINE_BYTES, UTF8_BOM, compression_of, expand_inputs, read_start
 
 FORMATS = {
     "coco": "a COCO captions JSON (lists `images` and `annotations`)",
@@ -124,11 +124,15 @@ def detect_format(path: Path) -> str:
 
 
 def _detect_text_format(path: Path, start: bytes) -> str:
-    first_line, _, rest = start.lstrip().partition(b"\n")
+    first_line, found, rest = start.lstrip().partition(b"\n")
     if first_line[:1] == b"{":
+        if not found:
+            # A record with many boxes may be longer than what was looked at so far.
+            start = read_start(path, LONGEST_LINE_BYTES + SNIFFED_BYTES).removeprefix(UTF8_BOM)
+            first_line, _, rest = start.lstrip().partition(b"\n")
         try:
             record = json.loads(first_line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A broken record before another one; else one document over many lines, or longer than what was read.
             return "jsonl" if rest.lstrip()[:1] == b"{" else "coco"
         is_coco = isinstance(record.get("images"), list) or isinstance(record.get("annotations"), list)

@@ -3,6 +3,7 @@
 The only module besides img2dataset's that loads pyarrow.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -167,9 +168,11 @@ class ParquetSource:
                     yield _reject_damage(begin + rest, f"{table.path}!row {rest}", f"row group {group}: {error}")
             row = stop
 
-    def _make_item(self, number: int, where: str, table: _Table, record: Mapping[str, Any]) -> SourceItem:
+    def _make_item(self, number: int, where: str, table: _Table, record: "Record") -> SourceItem:
         columns = table.columns
         assert columns is not None, "a row comes from a table whose columns are found"
+        if isinstance(record, RecordRejectedError):
+            raise record
         image_id = stated_id(record.get(columns.image_id) if columns.image_id else None, number)
         if is_among(number, self._duplicates):
             raise reject_duplicate(image_id)
@@ -219,8 +222,12 @@ def open_parquet(path: Path) -> Any:
     return pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
-def _read_rows(table: _Table, group: int, skipped: int, count: int) -> Iterator[Mapping[str, Any]]:
-    """Yield `count` rows of a row group as dicts, after the first `skipped`."""
+# A row as a dict, or why it cannot be one.
+Record = Mapping[str, Any] | RecordRejectedError
+
+
+def _read_rows(table: _Table, group: int, skipped: int, count: int) -> Iterator[Record]:
+    """Yield `count` rows of a row group, after the first `skipped`."""
     assert table.columns is not None, "a table that can be read has its columns found"
     with open_parquet(table.path) as file:
         place = 0
@@ -228,9 +235,35 @@ def _read_rows(table: _Table, group: int, skipped: int, count: int) -> Iterator[
             low, high = max(skipped - place, 0), min(skipped + count - place, len(batch))
             place += len(batch)
             if low < high:
-                yield from batch.slice(low, high - low).to_pylist()
+                yield from _records(batch.slice(low, high - low))
             if place >= skipped + count:
                 return
+
+
+def _records(batch: Any) -> list[Record]:
+    """Return the rows of a batch."""
+    try:
+        rows: list[Record] = batch.to_pylist()
+    except UnicodeDecodeError:
+        # Arrow checks text when it is asked for it; row by row, the bad ones are found.
+        rows = [_one_value(batch.slice(row, 1)) for row in range(len(batch))]
+    return rows
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column, a RecordRejectedError for each that is no text."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_one_value(column.slice(row, 1)) for row in range(len(column))]
+    return values
+
+
+def _one_value(data: Any) -> Any:
+    try:
+        return data.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return RecordRejectedError("bad record", f"text that is not UTF-8: {error.reason}")
 
 
 def _read_column(table: _Table, name: str) -> Iterator[Any]:
@@ -238,7 +271,8 @@ def _read_column(table: _Table, name: str) -> Iterator[Any]:
     with open_parquet(table.path) as file:
         for group, count in enumerate(np.diff(table.group_ends, prepend=0)):
             try:
-                yield from file.read_row_group(group, columns=[name], use_threads=False).column(0).to_pylist()
+                column = file.read_row_group(group, columns=[name], use_threads=False).column(0)
+                yield from (None if isinstance(value, RecordRejectedError) else value for value in _values(column))
             except (pa.ArrowException, OSError):
                 yield from [None] * int(count)
 
@@ -249,7 +283,10 @@ def find_columns(path: Path, schema: Any) -> Columns:
     Raises:
         ConfigError: no column of image bytes or of captions; the table's columns are listed.
     """
-    kinds = {name.lower(): (name, schema.field(name).type) for name in reversed(schema.names)}
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{path}: two columns are called {repeated[0]}. Rename one.")
+    kinds = {name.lower(): (name, _plain_type(schema.field(name).type)) for name in reversed(schema.names)}
     images = [name for name, (_, kind) in kinds.items() if _holds_bytes(kind)]
     image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     captions = next(
@@ -276,6 +313,11 @@ def find_columns(path: Path, schema: Any) -> Columns:
         others=tuple(name for name in _OTHER_FIELDS if name in schema.names),
         extras=tuple(real for name, (real, kind) in kinds.items() if name not in taken and _is_plain(kind)),
     )
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return the type of a column's values, whether or not each value is stored once in a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_bytes(kind: Any) -> bool:

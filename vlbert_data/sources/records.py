@@ -9,7 +9,7 @@ import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.sources.base import SourceItem, SourceReject
-from vlbert_data.types import Array
+from vlbert_data.types import Array, is_unicode
 
 CAPTION_NAMES = ("caption", "captions")
 # Longer texts beside an image (EXIF dumps, page contents) are not carried along.
@@ -27,6 +27,8 @@ def item_or_reject(number: int, where: str, make: Callable[[], SourceItem]) -> S
 def captions_of(record: Mapping[str, Any], names: Iterable[str] = CAPTION_NAMES) -> tuple[str, ...]:
     """Return the captions under all of `names`, each one text or a list of texts; stripped, empty ones left out.
 
+    A null in a list is a caption that is missing, as an empty one is.
+
     Raises:
         RecordRejectedError: "no caption", "empty caption" or "bad caption" (not text).
     """
@@ -36,7 +38,7 @@ def captions_of(record: Mapping[str, Any], names: Iterable[str] = CAPTION_NAMES)
         raise RecordRejectedError("no caption", f"no {' or '.join(names)} given")
     for name, value in given:
         texts = value if isinstance(value, (list, tuple)) else [value]
-        for text in texts:
+        for text in (text for text in texts if text is not None):
             if not isinstance(text, str):
                 raise RecordRejectedError(
                     "bad caption", f"{name} holds {type(text).__name__}; expected text or a list of texts"
@@ -48,11 +50,6 @@ def captions_of(record: Mapping[str, Any], names: Iterable[str] = CAPTION_NAMES)
     if not all(map(is_unicode, captions)):
         raise RecordRejectedError("bad caption", "half of a surrogate pair, which UTF-8 cannot write")
     return captions
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can write `text`; JSON can smuggle in halves of surrogate pairs, which it cannot."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def stated_id(value: Any, number: int) -> str:

@@ -14,6 +14,8 @@ BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 # Names and pax records longer than this are damage, not data.
 LONGEST_HEADER_DATA = 1 << 20
+# Digits of the largest number that a file size can be; longer ones are damage, not data.
+MOST_DIGITS = 19
 
 REGULAR = b"\x0007"  # NUL (before POSIX), "0", "7" (contiguous)
 WITHOUT_DATA = b"123456"  # links, devices, folders, FIFOs: their size field says nothing
@@ -132,17 +134,27 @@ def _header_data(handle: int, start: int, num_bytes: int) -> bytes:
 
 
 def _pax_fields(data: bytes, start: int) -> dict[str, Any]:
-    """Return `path` (str) and `size` (int) of records "LENGTH KEY=VALUE\\n", where present."""
+    """Return `path` (str) and `size` (int) of records "LENGTH KEY=VALUE\\n", where present.
+
+    Raises:
+        TarDamageError: a record is not of that form.
+    """
     fields: dict[str, Any] = {}
     while data:
         length_text, _, _ = data.partition(b" ")
-        length = int(length_text) if length_text.isdigit() else 0
+        length = int(length_text) if _is_number(length_text) else 0
         record, data = data[len(length_text) + 1 : length - 1], data[length:]
         key, found, value = record.partition(b"=")
         if length < 5 or not found:
             raise TarDamageError(f"the extended header at byte {start} is damaged")
         if key == b"path":
             fields["path"] = _text(value)
-        elif key == b"size" and value.isdigit():
+        elif key == b"size":
+            if not _is_number(value):
+                raise TarDamageError(f"the extended header at byte {start} states a size that is no number")
             fields["size"] = int(value)
     return fields
+
+
+def _is_number(text: bytes) -> bool:
+    return text.isdigit() and len(text) <= MOST_DIGITS
