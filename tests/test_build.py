@@ -9,17 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from build_world import build, make_build, make_world
+from build_world import COLOURS, MeanColours, build, make_build, make_world
+from PIL import Image
 
-from vlbert_data.build.config import BuildConfig, parse_part, read_toml
+from vlbert_data.build.config import LIMITS, BuildConfig, parse_part, read_toml
 from vlbert_data.build.run import Progress, TooManyRejectsError
-from vlbert_data.build.state import STATE_FOLDER
-from vlbert_data.errors import ConfigError, ShardError, VlbError
+from vlbert_data.build.state import STATE_FOLDER, BuildState
+from vlbert_data.describe.base import Description
+from vlbert_data.detect.annotations import SourceBoxes
+from vlbert_data.errors import ConfigError, RecordRejectedError, ShardError, VlbError
+from vlbert_data.images import LARGEST_MAX_PIXELS
 from vlbert_data.shards.folder import ShardFolder
+from vlbert_data.types import Array
 from vlbert_data.verify import verify
 
 NUM_IMAGES = 14
@@ -148,11 +154,122 @@ def test_a_second_build_of_the_same_folder_is_refused(table: Path, tmp_path: Pat
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(VlbError, match=r"another process is at work.*--part i/n"):
             build(table, out, max_rejects=1)
-    with (out / STATE_FOLDER / "shard-00002.lmdb.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    # A process that holds the lock of shard 2, as one of other parts does.
+    holder = "import fcntl, sys; s = open(sys.argv[1], 'w'); fcntl.lockf(s, fcntl.LOCK_EX, 1, 2); print(1); input()"
+    command = [sys.executable, "-u", "-c", holder, str(out / STATE_FOLDER / "shards.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         with pytest.raises(VlbError, match="at work on shard-00002"):
             build(table, out, max_rejects=1)
     assert build(table, out, max_rejects=1).manifest is not None
+
+
+def test_a_part_of_more_shards_than_files_may_be_open_is_built(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    state = BuildState(tmp_path, {}, 5000, "lmdb")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        state.begin()
+        with state.lock_shards(state.pending()):
+            assert state.pending() == list(range(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_parts_begun_at_the_same_moment_agree_and_one_of_them_finishes(
+    table: Path, whole: Path, tmp_path: Path
+) -> None:
+    parts = [run_child(table, tmp_path / "out", part=[part, 4]) for part in range(4)]
+    for child in parts:
+        assert child.communicate()[1] == b""
+        assert child.returncode == 0
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_part_that_comes_when_another_has_just_finished_builds_nothing(
+    table: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = make_build(table, tmp_path / "out", max_rejects=1)
+    begin = late.state.begin
+
+    def begin_and_be_overtaken() -> None:
+        assert begin() is None
+        assert build(table, tmp_path / "out", max_rejects=1).built == 4
+
+    monkeypatch.setattr(late.state, "begin", begin_and_be_overtaken)
+    result = late.run()
+    assert (result.built, result.missing) == (0, 0)
+    assert result.manifest is not None
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_finished_folder_is_not_retried(table: Path, whole: Path) -> None:
+    again = make_build(table, whole, max_rejects=1)
+    again.retry_rejected = True
+    with pytest.raises(ConfigError, match=r"finished, with 1 rejects accepted.*another --out"):
+        again.run()
+
+
+@pytest.mark.parametrize("name", ["shard-00001.json", "shard-00001.parquet"])
+def test_damaged_state_of_a_build_names_the_file_to_remove(table: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    make_build(table, out, max_rejects=1).run((1, 2))
+    path = out / STATE_FOLDER / name
+    path.write_bytes(b"{}" if name.endswith("json") else path.read_bytes()[:-9])
+    with pytest.raises(ShardError, match=r"shard-00001.json: .* Remove this file"):
+        build(table, out, max_rejects=1)
+    (out / STATE_FOLDER / "shard-00001.json").unlink()
+    assert build(table, out, max_rejects=1).manifest is not None
+
+
+class Picky(MeanColours):
+    """Refuses photos of one width, as networks refuse some shapes."""
+
+    def describe(self, images: Sequence[Array], boxes: Sequence[Array]) -> list[Description]:
+        if any(image.shape[1] == 50 for image in images):
+            raise RecordRejectedError("image does not suit", "50 pixels wide")
+        return super().describe(images, boxes)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_what_is_left_out_is_counted_once_whatever_is_refused_beside_it(tmp_path: Path, batch_size: int) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    lines = []
+    for number in range(6):
+        Image.fromarray(pixels[:, : 50 if number == 2 else 60]).save(tmp_path / f"{number}.png")
+        lines.append({"image": f"{number}.png", "caption": "x", "boxes": [[0, 0, 0.5, 9], [0, 0, 9, 9]]})
+    lines = [line | {"labels": ["red", "red"]} for line in lines]
+    table = tmp_path / "x.jsonl"
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = make_build(table, tmp_path / "out", batch_size=batch_size, max_rejects=1)
+    whole.detector, whole.describer = SourceBoxes(tuple(COLOURS), max_rois=10), Picky()
+    manifest = whole.run().manifest
+    assert manifest is not None
+    assert manifest.left_out == {"degenerate boxes": 6}
+    assert manifest.rejects == {"image does not suit": 1}
+
+
+def test_file_names_that_are_no_text_are_accounted_for(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    table = make_world(folder, 3, broken=[1])
+    result = build(table, tmp_path / "out", max_rejects=1)
+    assert result.manifest is not None
+    line = json.loads((tmp_path / "out" / "rejects.jsonl").read_bytes())
+    assert line["where"] == str(folder / "0001.png")
+    assert verify(tmp_path / "out").sound
+
+
+def test_decoders_that_cannot_start_fail_the_build_and_not_the_images(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 3)
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        "from pathlib import Path\nfrom build_world import build\n"
+        f"build(Path({str(table)!r}), Path({str(tmp_path / 'out')!r}), workers=1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{Path(__file__).parent}"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    assert "a process that decodes images died before it had one" in done.stderr
 
 
 def test_other_settings_on_the_same_folder_are_refused_by_name(table: Path, whole: Path, tmp_path: Path) -> None:
@@ -240,6 +357,8 @@ def test_progress_counts_every_input_once(table: Path, tmp_path: Path) -> None:
 
 
 def test_settings_are_refused_by_name(tmp_path: Path) -> None:
+    most_pixels = {name: high for name, _, high in LIMITS}["max_pixels"]
+    assert most_pixels == LARGEST_MAX_PIXELS
     with pytest.raises(ConfigError, match=r"no setting 'shard_sise'. Did you mean shard_size"):
         BuildConfig().updated({"shard_sise": 3})
     with pytest.raises(ConfigError, match=r"shard_size is 'ten'; it must be int"):

@@ -126,7 +126,7 @@ def save(manifest: Manifest, folder: Path) -> None:
 
 def render(facts: Mapping[str, Any]) -> bytes:
     """Return the bytes of a manifest file: readable, keys sorted, one way only."""
-    return (json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return files.encode_json(json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def load(folder: Path) -> Manifest:

@@ -92,7 +92,7 @@ LIMITS = (
     ("label_topk", 1, 65535),
     ("masked_views", 0, 1000),
     ("thumbnail_px", 0, 2048),
-    ("max_pixels", 1, 2**31),
+    ("max_pixels", 1, 178_956_970),  # images.LARGEST_MAX_PIXELS, which is not imported: it takes Pillow
     ("short_side_px", 32, 8192),
     ("long_side_px", 32, 8192),
     ("max_rejects", 0.0, 1e12),

@@ -11,19 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlbert_data import __version__
-from vlbert_data import manifest as manifest_module
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
 from vlbert_data.build.state import BuildState, TooManyRejectsError, check_rejects, check_shard_count
 from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
 from vlbert_data.describe.base import Describer, Description
 from vlbert_data.describe.masked_views import describe_masked_views
-from vlbert_data.detect.base import Detector
-from vlbert_data.errors import RecordRejectedError
+from vlbert_data.detect.base import DecodedImage, Detector
+from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.manifest import Manifest
+from vlbert_data.shards.files import encode_json
 from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, ShardSchema, label_space_as_json
 from vlbert_data.sources.base import Source, SourceItem, SourceReject
@@ -106,27 +106,40 @@ class Build:
     def _run(self, part: tuple[int, int]) -> BuildResult:
         manifest = self.state.begin()
         if manifest is not None:
-            self.state.clear()
-            return BuildResult(manifest=manifest, built=0, missing=0)
-        with contextlib.ExitStack() as locks:
-            locks.enter_context(self.state.lock(f"part {part[0] + 1} of {part[1]}".replace(" ", "-")))
+            return self._finished(manifest)
+        with self.state.lock(f"part-{part[0] + 1}-of-{part[1]}"):
             if self.retry_rejected:
                 self.state.forget_rejected(part)
             pending = self.state.pending(part)
-            for shard in pending:
-                locks.enter_context(self.state.lock(manifest_module.shard_name(shard, self.config.container)))
-            if pending:
-                self._build_shards(pending, part)
+            # Asked again after `pending`: had another part finished the folder before, nothing would count as done.
+            manifest = self.state.finished()
+            if manifest is not None:
+                return self._finished(manifest)
+            with self.state.lock_shards(pending):
+                if pending:
+                    self._build_shards(pending, part)
         return self._finish(len(pending))
 
     def _finish(self, built: int) -> BuildResult:
         missing = len(self.state.pending())
-        if missing:
+        manifest = self.state.finished()
+        if manifest is None and missing:
             return BuildResult(manifest=None, built=built, missing=missing)
-        with self.state.lock("manifest", wait=True):
-            manifest = self.state.begin() or self._write_manifest()
-            self.state.clear()
+        if manifest is None:
+            with self.state.lock("manifest", wait=True):
+                manifest = self.state.finished() or self._write_manifest()
+        self.state.clear()
         return BuildResult(manifest=manifest, built=built, missing=0)
+
+    def _finished(self, manifest: Manifest) -> BuildResult:
+        """Return the result for a folder that was finished before."""
+        self.state.clear()
+        if self.retry_rejected and manifest.rejects:
+            raise ConfigError(
+                f"{self.folder}: finished, with {sum(manifest.rejects.values())} rejects accepted; a finished folder "
+                "never changes. Leave out --retry-rejected, or build the mended input into another --out."
+            )
+        return BuildResult(manifest=manifest, built=0, missing=0)
 
     def _build_shards(self, shards: Sequence[int], part: tuple[int, int]) -> None:
         tally = _Tally(self, shards, part)
@@ -172,19 +185,23 @@ class Build:
         yield from self._describe_window(waiting)
 
     def _describe_window(self, window: Sequence[Decoded]) -> list[Add | SourceReject]:
-        """Return an order for each image; where one of several is refused, they are taken one by one."""
-        if not window:
-            return []
-        try:
-            roi_sets = self.detector.detect([decoded.image for decoded in window])
-            pixels = [decoded.image.pixels for decoded in window]
-            described = self.describer.describe(pixels, [rois.boxes for rois in roi_sets])
-        except RecordRejectedError as error:
-            if len(window) > 1:
-                return [order for decoded in window for order in self._describe_window([decoded])]
-            return [reject(window[0].item, error)]
-        triples = zip(window, roi_sets, described, strict=True)
-        return [self._order(decoded, rois, found) for decoded, rois, found in triples]
+        """Return an order for each image."""
+        seen = self._look_at([decoded.image for decoded in window])
+        return [
+            reject(decoded.item, found) if isinstance(found, RecordRejectedError) else self._order(decoded, *found)
+            for decoded, found in zip(window, seen, strict=True)
+        ]
+
+    def _look_at(self, images: Sequence[DecodedImage]) -> list[tuple[RoiSet, Description] | RecordRejectedError]:
+        """Return RoIs and description of each image, or why it is refused."""
+        roi_sets = _each(self.detector.detect, images)
+        pairs = [(image, rois) for image, rois in zip(images, roi_sets, strict=True) if isinstance(rois, RoiSet)]
+        described = iter(_each(self._describe_pairs, pairs))
+        return [found if isinstance(found, RecordRejectedError) else next(described) for found in roi_sets]
+
+    def _describe_pairs(self, pairs: Sequence[tuple[DecodedImage, RoiSet]]) -> list[tuple[RoiSet, Description]]:
+        found = self.describer.describe([image.pixels for image, _ in pairs], [rois.boxes for _, rois in pairs])
+        return [(rois, description) for (_, rois), description in zip(pairs, found, strict=True)]
 
     def _order(self, decoded: Decoded, rois: RoiSet, found: Description) -> Add | SourceReject:
         item: SourceItem = decoded.item
@@ -228,10 +245,29 @@ class Build:
             source={**self.source.facts(), "num_inputs": len(self.source), "made_by": f"vlb {__version__}"},
             build=self.identity(),
         )
-        lines = (f"{line}\n".encode() for _, outcome in outcomes for line in outcome.rejects)
+        lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
         return finish_folder(
             self.folder, facts, (written for written, _ in outcomes), lines, (dict(left_out), dict(rejects))
         )
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def _each(
+    work: Callable[[Sequence[Given]], Sequence[Made]], inputs: Sequence[Given]
+) -> list[Made | RecordRejectedError]:
+    """Return what `work` makes of each input, or why it refused; where one of several is refused, it gets them singly.
+
+    So detecting is not repeated where only describing fails: a detector counts what it leaves out each time.
+    """
+    if not inputs:
+        return []
+    try:
+        return [*work(inputs)]
+    except RecordRejectedError as error:
+        return [error] if len(inputs) == 1 else [made for given in inputs for made in _each(work, [given])]
 
 
 class _Tally:

@@ -9,13 +9,15 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.errors import ConfigError, ShardError, VlbError
@@ -70,26 +72,38 @@ class BuildState:
         self._container = container
         self._state = folder / STATE_FOLDER
 
+    def finished(self) -> Manifest | None:
+        """Return the folder's manifest if this very build is finished, None if there is none yet.
+
+        Raises:
+            ConfigError: the folder holds another build.
+        """
+        if not (self.folder / manifest_module.FILE_NAME).exists():
+            return None
+        manifest = manifest_module.load(self.folder)
+        self._refuse_differences(manifest.build)
+        return manifest
+
     def begin(self) -> Manifest | None:
         """Make or take up the folder; return its manifest if this very build is finished already.
 
         Raises:
             ConfigError: the folder holds another build, or something else altogether.
         """
-        if (self.folder / manifest_module.FILE_NAME).exists():
-            manifest = manifest_module.load(self.folder)
-            self._refuse_differences(manifest.build)
+        manifest = self.finished()
+        if manifest is not None:
             return manifest
         if self.folder.exists() and not self._state.exists() and any(self.folder.iterdir()):
             raise ConfigError(
                 f"{self.folder}: holds files that no vlb build made. Choose an empty or new folder for --out."
             )
-        self._state.mkdir(parents=True, exist_ok=True)
-        path = self._state / "build.json"
-        if path.exists():
-            self._refuse_differences(files.read_json(path, what="state of a build"))
-        else:
-            files.write_bytes(path, json.dumps(self._identity, indent=1).encode())
+        # The parts of a job array begin at the same moment: one writes what all of them must agree to.
+        with self.lock("begin", wait=True):
+            path = self._state / "build.json"
+            if path.exists():
+                self._refuse_differences(files.read_json(path, what="state of a build"))
+            else:
+                files.write_bytes(path, json.dumps(self._identity, indent=1).encode())
         return None
 
     @contextlib.contextmanager
@@ -99,22 +113,47 @@ class BuildState:
         Raises:
             VlbError: another process holds it, and `wait` is False.
         """
-        with (self._state / f"{name}.lock").open("w") as stream:
+        with self._open_lock(name) as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
-                raise VlbError(
-                    f"{self.folder}: another process is at work on {name} of this folder. Wait for it, or let "
-                    "each process of vlb build-shards build its own --part i/n."
-                ) from error
+                raise self._at_work(name) from error
             yield
+
+    @contextlib.contextmanager
+    def lock_shards(self, shards: Iterable[int]) -> Iterator[None]:
+        """Hold the locks of `shards`, all in one file, a byte each; the system frees them as it does `lock`'s.
+
+        One file for all: a part may have thousands of shards, and a process may not open so many files.
+
+        Raises:
+            VlbError: another process holds one of them, as parts of 1/2 and 1/3 would.
+        """
+        with self._open_lock("shards") as stream:
+            for shard in shards:
+                try:
+                    fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
+                except (BlockingIOError, PermissionError) as error:
+                    raise self._at_work(manifest_module.shard_name(shard, self._container)) from error
+            yield
+
+    def _open_lock(self, name: str) -> IO[str]:
+        # Whoever finished the folder may have removed the state a moment ago.
+        self._state.mkdir(parents=True, exist_ok=True)
+        return (self._state / f"{name}.lock").open("w")
+
+    def _at_work(self, name: str) -> VlbError:
+        return VlbError(
+            f"{self.folder}: another process is at work on {name} of this folder. Wait for it, or let each process of "
+            "vlb build-shards build its own --part i/n."
+        )
 
     def is_done(self, shard: int) -> bool:
         """Return whether shard number `shard` is finished and its file in place."""
         path = self._outcome(shard)
         if not path.exists():
             return False
-        entry = files.read_json(path, what="state of a shard")["entry"]
+        entry = self._read_outcome(shard)["entry"]
         file = self.folder / entry["file"]
         return bool(file.exists() and file.stat().st_size == entry["bytes"])
 
@@ -137,9 +176,24 @@ class BuildState:
 
     def load_shard(self, shard: int) -> tuple[WrittenShard, ShardOutcome]:
         """Return what `save_shard` recorded."""
+        facts = self._read_outcome(shard)
+        try:
+            rows = pq.read_table(self._rows(shard), schema=index_module.SCHEMA)
+            return WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=rows), ShardOutcome(**facts)
+        except (pa.ArrowException, OSError, TypeError) as error:
+            raise self._damaged(shard, error) from error
+
+    def _read_outcome(self, shard: int) -> dict[str, Any]:
         facts = files.read_json(self._outcome(shard), what="state of a shard")
-        written = WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=pq.read_table(self._rows(shard)))
-        return written, ShardOutcome(**facts)
+        if not isinstance(facts, dict) or not {"file", "bytes"} <= dict(facts.get("entry") or {}).keys():
+            raise self._damaged(shard, "no entry of a shard in it")
+        return facts
+
+    def _damaged(self, shard: int, problem: object) -> ShardError:
+        return ShardError(
+            f"{self._outcome(shard)}: what the build kept of this shard is damaged ({problem}). Remove this file and "
+            "run the same command: the shard is built again."
+        )
 
     def clear(self) -> None:
         """Remove the state; called when the manifest is there."""

@@ -78,7 +78,12 @@ def blake2b_json(facts: Any) -> str:
 
 def canonical_json(facts: Any) -> bytes:
     """Return JSON types as UTF-8 with sorted keys and no spaces: equal facts, equal bytes."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return encode_json(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+
+
+def encode_json(text: str) -> bytes:
+    """Return JSON text as UTF-8; what UTF-8 cannot write, such as file names that are no text, as JSON escapes."""
+    return text.encode(errors="backslashreplace")
 
 
 def read_json(path: Path, *, what: str) -> Any:
