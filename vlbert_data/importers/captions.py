@@ -18,8 +18,8 @@ import numpy as np
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
 from vlbert_data.sources.files import FileFacts, hash_file
-from vlbert_data.sources.records import captions_of, id_hash, is_unicode
-from vlbert_data.types import Array
+from vlbert_data.sources.records import captions_of, id_hash
+from vlbert_data.types import Array, is_unicode
 
 _URL = re.compile(rb"https?://|//")
 UNUSABLE_SHOWN = 3

@@ -14,8 +14,7 @@ from vlbert_data.importers.image_sizes import ImageSizes
 from vlbert_data.importers.keys import KeyPattern, Repeats
 from vlbert_data.importers.meaning import Meaning
 from vlbert_data.sources.base import SourceReject
-from vlbert_data.sources.records import is_unicode
-from vlbert_data.types import ImageRois
+from vlbert_data.types import ImageRois, is_unicode
 
 WITHOUT_CAPTION = "images without caption"
 

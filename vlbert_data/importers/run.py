@@ -24,6 +24,7 @@ from vlbert_data.importers.make_shards import Done, ShardMaker, make_in_processe
 from vlbert_data.importers.meaning import Meaning
 from vlbert_data.importers.reading import Reading
 from vlbert_data.manifest import Manifest
+from vlbert_data.shards.files import encode_json
 from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
 from vlbert_data.types import Array
@@ -176,7 +177,7 @@ class Import:
             source={**self.importer.facts(), "num_inputs": len(self.importer), "made_by": f"vlb {__version__}"},
             build=self.identity(meaning),
         )
-        lines = (f"{line}\n".encode() for _, outcome in outcomes for line in outcome.rejects)
+        lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
         written = (written for written, _ in outcomes)
         return finish_folder(self.folder, facts, written, lines, (dict(+left_out), dict(rejects)))
 
