@@ -17,6 +17,8 @@ FLOORS = {
     "vlbert_data.types": 0,
     "vlbert_data.boxes": 0,
     "vlbert_data.memory": 0,
+    "vlbert_data.runs": 0,
+    "vlbert_data.copies": 0,
     "vlbert_data": 2,
     "vlbert_data.manifest": 1,
     "vlbert_data.index": 1,

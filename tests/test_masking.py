@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlbert_data import runs
 from vlbert_data.boxes import area, intersection
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
-from vlbert_train import runs
 from vlbert_train.config import MaskingConfig
 from vlbert_train.hashing import below, uniforms, words
 from vlbert_train.masking import MaskKeys, choose_views, hide_overlapping, mask_rois, mask_words

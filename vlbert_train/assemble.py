@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vlbert_data import runs
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
-from vlbert_train import runs
 from vlbert_train.batch import Batch
 from vlbert_train.masking import MaskedWords
 from vlbert_train.rois import Rois

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from vlbert_data import runs
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
-from vlbert_train import runs
 from vlbert_train.hashing import mix, uniforms
 from vlbert_train.tokens import TokenCache
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlbert_data import runs
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
-from vlbert_train import runs
 from vlbert_train.config import MaskingConfig
 from vlbert_train.hashing import Words, below, stream_key, uniforms, words
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from vlbert_data import runs
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.gather import Picked
 from vlbert_data.types import Array
-from vlbert_train import runs
 from vlbert_train.config import MaskingConfig
 from vlbert_train.masking import MaskKeys, choose_views, hide_overlapping, mask_rois
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
+from vlbert_data.copies import address
 from vlbert_data.errors import ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import Manifest
@@ -25,9 +26,9 @@ class ShardFolder:
     manifest: Manifest
     index: ImageIndex
     _shards: dict[int, MappedShard] = field(default_factory=dict, repr=False)
-    _first_rois: list[Array] = field(default_factory=list, repr=False)
     _fields: dict[str, Field] = field(default_factory=dict, repr=False)
-    _row_bytes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    # What is computed at the first call and then only looked up, by name.
+    _tables: dict[str, Array] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def open(path: Path | str) -> "ShardFolder":
@@ -62,20 +63,36 @@ class ShardFolder:
         """Return image number `image`; its arrays are views of the mapped file."""
         return self.shard(int(self.index.shard[image])).read(int(self.index.row[image]))
 
-    def places(self, images: Array) -> dict[str, Array]:
-        """Return for each field int64 [B]: the byte of its shard's file at which the array of each image begins."""
-        num_rois = self.index.num_rois[images].astype(np.int64)
-        schema = self.manifest.schema
+    def origins(self, shards: Array) -> Array:
+        """Return int64 [B, 2 + f]: of each shard, mapped if it was not, its address, its bytes, and its columns.
+
+        A column is the byte of the file at which a field's column begins, 0 where the container stores no columns.
+        """
+        table = self._tables.get("origins")
+        if table is None:
+            empty = np.zeros((len(self.manifest.shards), 2 + len(self.manifest.schema.fields())), np.int64)
+            table = self._tables.setdefault("origins", empty)
+        if not (found := table[shards])[:, 0].all():
+            for number in np.unique(shards[found[:, 0] == 0]).tolist():
+                shard = self.shard(number)
+                columns = shard.columns()
+                # At once, so that no other thread sees half a row.
+                table[number] = [address(shard.mapped), len(shard.mapped), *(columns[n] for n in self.field_numbers())]
+            found = table[shards]
+        return found
+
+    def places(self, images: Array, origins: Array) -> Array:
+        """Return int64 [f, B]: for each field the byte of its shard's file at which the array of each image begins.
+
+        origins: what `origins` returns for the images' shards.
+        """
+        per_roi, once = self.row_bytes()
         if self.manifest.container == "lmdb":
-            return field_places(schema, self.index.value_offset[images], num_rois)
-        shards = self.index.shard[images]
-        first = self.first_rois()[images]
-        columns = {number: self.shard(number).columns() for number in set(shards.tolist())}
-        return {
-            field.name: np.array([columns[number][field.name] for number in shards.tolist()], np.int64)
-            + (first if field.per_roi else self.index.row[images]) * schema.num_bytes(field, np.ones((), np.int64))
-            for field in schema.fields()
-        }
+            stored = self.index.num_rois[images].astype(np.int64)
+            return field_places(per_roi * stored + once, self.index.value_offset[images])[:-1]
+        rows = per_roi * self.first_rois()[images] + once * self.index.row[images]
+        places: Array = origins[:, 2:].T + rows
+        return places
 
     def stored_field(self, name: str) -> Field:
         """Return the field of that name.
@@ -83,29 +100,34 @@ class ShardFolder:
         Raises:
             ShardError: this folder stores no such field.
         """
-        if name not in self._fields:
-            self._fields.update({known.name: known for known in self.manifest.schema.fields()})
-        if name not in self._fields:
+        if name not in self._known_fields():
             raise ShardError(f"{self.path}: stores no {name}.")
         return self._fields[name]
 
-    def row_bytes(self) -> dict[str, tuple[int, int]]:
-        """Return for each field the bytes that an image's array has for each of its RoIs, and those it has once."""
-        if not self._row_bytes:
-            schema = self.manifest.schema
-            sizes = {known: int(schema.num_bytes(known, np.ones((), np.int64))) for known in schema.fields()}
+    def field_numbers(self) -> dict[str, int]:
+        """Return the number of each field, in the order of `places`."""
+        return {name: number for number, name in enumerate(self._known_fields())}
+
+    def _known_fields(self) -> dict[str, Field]:
+        if not self._fields:
             # Whole at once: another thread must never see half of it.
-            self._row_bytes.update({known.name: (n, 0) if known.per_roi else (0, n) for known, n in sizes.items()})
-        return self._row_bytes
+            self._fields.update({known.name: known for known in self.manifest.schema.fields()})
+        return self._fields
+
+    def row_bytes(self) -> Array:
+        """Return int64 [2, f, 1]: the bytes of each field's array for each RoI of an image, and those it has once."""
+        if "row_bytes" not in self._tables:
+            self._tables["row_bytes"] = self.manifest.schema.row_bytes()
+        return self._tables["row_bytes"]
 
     def first_rois(self) -> Array:
         """Return int64 [n]: how many RoIs stand before each image in its shard."""
-        if not self._first_rois:
+        if "first_rois" not in self._tables:
             before = np.cumsum(self.index.num_rois, dtype=np.int64) - self.index.num_rois  # [n], in the folder
             starts = np.searchsorted(self.index.shard, np.arange(len(self.manifest.shards)))
             at_start = np.append(before, 0)[np.minimum(starts, len(before))]
-            self._first_rois.append(before - at_start[self.index.shard])
-        return self._first_rois[0]
+            self._tables["first_rois"] = before - at_start[self.index.shard]
+        return self._tables["first_rois"]
 
     def captions(self, image: int) -> tuple[str, ...]:
         """Return the captions of image number `image`."""

@@ -5,12 +5,9 @@ for each image and field is one call of the C library's memory copy, without Pyt
 threads run while a copy does.
 """
 
-import ctypes
-from collections import deque
-from typing import Any
-
 import numpy as np
 
+from vlbert_data.copies import address, copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.schema import Field
@@ -31,25 +28,27 @@ class Picked:
         self._folder = folder
         self._stored: Array = folder.index.num_rois[images].astype(np.int64)  # [B]
         self.num_rois: Array = self._stored if num_rois is None else np.minimum(num_rois, self._stored)
-        numbers = folder.index.shard[images]
+        shards = folder.index.shard[images]
+        origins = folder.origins(shards)  # [B, 2 + f]
         # Held so that what the addresses point to stays mapped.
-        self._shards = {number: folder.shard(number) for number in set(numbers.tolist())}
-        files = {number: (address(shard.mapped), len(shard.mapped)) for number, shard in self._shards.items()}
-        found = np.array([files[number] for number in numbers.tolist()], np.int64).reshape(-1, 2)
-        self._addresses, self._file_bytes = found[:, 0], found[:, 1]  # [B] each
-        self._plan(folder.places(images))
-
-    def _plan(self, places: dict[str, Array]) -> None:
-        """Find for all fields at once what is copied: planning field by field would cost as much as copying does."""
-        row_bytes = self._folder.row_bytes()
-        self._numbers = {name: number for number, name in enumerate(row_bytes)}
-        per_roi, once = np.array(list(row_bytes.values())).T[:, :, None]  # [f, 1] each
-        self._starts = np.stack([places[name] for name in row_bytes])  # [f, B]
-        self._sizes = per_roi * self.num_rois + once  # [f, B]
-        self._firsts = np.cumsum(self._sizes, axis=1) - self._sizes  # [f, B], in the output
+        self._shards = [folder.shard(number) for number in set(shards.tolist())]
+        self._addresses, self._file_bytes = origins[:, 0], origins[:, 1]  # [B] each
+        self._starts = folder.places(images, origins)  # [f, B]
+        # For all fields at once: planning field by field would cost as much as copying does.
+        per_roi, once = folder.row_bytes()
         self._check(self._starts, per_roi * self._stored + once)
-        self._size_lists = self._sizes.tolist()
-        self._source_lists = (self._starts + self._addresses).tolist()
+        self._sizes = per_roi * self.num_rois + once  # [f, B]
+        self._numbers = folder.field_numbers()
+
+    def spans(self, name: str, *, views: Array | None = None) -> tuple[Array, Array]:
+        """Return (addresses, bytes), int64 [B] each, of what `copy` copies of each image; valid while this lives."""
+        field = self._folder.stored_field(name)
+        if "V" in field.shape:
+            starts, sizes = self._view_spans(field, views)
+            self._check(starts, sizes)
+        else:
+            starts, sizes = self._starts[self._numbers[name]], self._sizes[self._numbers[name]]
+        return starts + self._addresses, sizes
 
     def copy(self, name: str, out: Array, *, views: Array | None = None) -> None:
         """Copy field `name` of all images into `out`, one image after another.
@@ -59,18 +58,12 @@ class Picked:
         image, as if the field had no axis of views; without it all views of all RoIs are copied.
         """
         field = self._folder.stored_field(name)
-        number = self._numbers[name]
-        sources, sizes, firsts = self._source_lists[number], self._size_lists[number], self._firsts[number]
-        if "V" in field.shape:
-            starts, wanted = self._view_spans(field, views)
-            self._check(starts, wanted)
-            firsts = np.cumsum(wanted) - wanted
-            sources, sizes = (starts + self._addresses).tolist(), wanted.tolist()
-        needed = int(firsts[-1]) + sizes[-1] if sizes else 0
+        sources, sizes = self.spans(name, views=views)
+        ends = np.cumsum(sizes)
+        needed = int(ends[-1]) if len(ends) else 0
         if out.nbytes != needed or out.dtype != field.dtype or not (out.flags.c_contiguous and out.flags.writeable):
             raise ValueError(f"{name} of these images: {needed} bytes of {field.dtype}; got {out.dtype} {out.shape}")
-        # A bounded deque runs the copies one after another without keeping their results.
-        deque(map(ctypes.memmove, (firsts + address(out)).tolist(), sources, sizes), maxlen=0)
+        copy_runs(ends - sizes + address(out), sources, sizes)
 
     def _check(self, starts: Array, sizes: Array) -> None:
         """Refuse to read outside the files; starts, sizes: int64 [..., B]."""
@@ -87,9 +80,3 @@ class Picked:
         # An image's views lie one after another, each with all of its RoIs.
         whole, wanted = (schema.num_bytes(field, num) // schema.num_views for num in (self._stored, self.num_rois))
         return starts + views * whole, wanted
-
-
-def address(array: Array) -> int:
-    """Return where the first byte of an array lies in memory."""
-    place: Any = array.__array_interface__["data"]
-    return int(place[0])

@@ -233,7 +233,7 @@ class LmdbShard(MappedShard):
         """Return captions, image id and thumbnail as bytes."""
         _, _, _, _, _, _, _, _, _, count, caption_bytes, id_bytes, thumbnail_bytes = self.header(row)
         if self._tails is None:
-            self._tails = field_places(self.schema, self._offsets, self.num_rois)[""]
+            self._tails = self._all_places()[-1]
         start = int(self._tails[row])
         texts_at = start + 4 * (count + 1)
         end = texts_at + caption_bytes + id_bytes + thumbnail_bytes
@@ -244,19 +244,24 @@ class LmdbShard(MappedShard):
         return [texts[a:b] for a, b in itertools.pairwise(marks)], ends[:id_bytes], ends[id_bytes:]
 
     def _find(self, field: Field) -> Array:
-        return field_places(self.schema, self._offsets, self.num_rois)[field.name]
+        places: Array = self._all_places()[self.schema.fields().index(field)]
+        return places
+
+    def _all_places(self) -> Array:
+        per_roi, once = self.schema.row_bytes()
+        return field_places(per_roi * self.num_rois + once, self._offsets)
 
 
-def field_places(schema: ShardSchema, value_offsets: Array, num_rois: Array) -> dict[str, Array]:
-    """Return for each field int64 [n]: the byte of the file at which its array begins; under "" where text begins.
+def field_places(sizes: Array, value_offsets: Array) -> Array:
+    """Return int64 [f + 1, n]: the byte of the file at which each field's array begins; last row: where text does.
 
-    value_offsets, num_rois: int64 [n], where each value begins and its R.
+    sizes: int64 [f, n], the bytes of each array. value_offsets: int64 [n], where each value begins.
     """
-    places, place = {}, value_offsets + HEADER.size
-    for field in schema.fields():
-        places[field.name] = place
-        place = place + _padded(schema.num_bytes(field, num_rois))
-    return {**places, "": place}
+    places = np.empty((len(sizes) + 1, len(value_offsets)), np.int64)
+    places[0] = value_offsets + HEADER.size
+    np.cumsum(_padded(sizes), axis=0, out=places[1:])
+    places[1:] += places[0]
+    return places
 
 
 def _padded(num_bytes: Number) -> Number:

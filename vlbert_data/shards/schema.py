@@ -97,6 +97,12 @@ class ShardSchema:
         rois = np.asarray(num_rois, dtype=np.int64)
         return one * rois if field.per_roi else np.full_like(rois, one)
 
+    def row_bytes(self) -> Array:
+        """Return int64 [2, f, 1]: the bytes of each field's array for each RoI of an image, and those it has once."""
+        one = [int(self.num_bytes(field, np.ones((), np.int64))) for field in self.fields()]
+        pairs = [(size, 0) if field.per_roi else (0, size) for field, size in zip(self.fields(), one, strict=True)]
+        return np.array(pairs, np.int64).T[:, :, None]
+
     def as_json(self) -> dict[str, Any]:
         """Return this schema as JSON types."""
         space = self.label_space
