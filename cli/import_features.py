@@ -21,6 +21,7 @@ DEFAULTS = BuildConfig()
 @click.option("--key-pattern", help="Regular expression that finds the image id in a key; its first group if any.")
 @click.option("--label-space", help="What the classes are called together, where the format does not settle it.")
 @click.option("--background", type=click.Choice(["first", "last", "none"]), help="Where the class 'no object' stands.")
+@click.option("--no-labels", is_flag=True, help="Leave classes out: features only.")
 @click.option("--class-names", type=click.Path(path_type=Path), help="Names by id, a line each, or a label map JSON.")
 @click.option("--container", type=click.Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
@@ -78,10 +79,15 @@ def _open(inputs: tuple[str, ...], format_name: str | None, options: dict[str, A
     from vlbert_data.importers.run import Beside
 
     names = None if options["class_names"] is None else read_class_names(options["class_names"])
-    importer = open_importer(inputs, format_name=format_name, options=FormatOptions(class_names=names))
+    absent = options["no_labels"]
+    importer = open_importer(
+        inputs, format_name=format_name, options=FormatOptions(class_names=names, labels=not absent)
+    )
     captions, sizes = options["captions"], options["image_sizes"]
     beside = Beside(
-        labels=LabelChoice(space=options["label_space"], background=options["background"], class_names=names),
+        labels=LabelChoice(
+            space=options["label_space"], background=options["background"], class_names=names, absent=absent
+        ),
         captions=None if captions is None else open_captions(captions),
         sizes=None if sizes is None else open_image_sizes(sizes),
         key_pattern=options["key_pattern"],

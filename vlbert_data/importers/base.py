@@ -6,8 +6,8 @@ is an `Importer`: like a source it numbers its inputs 0 .. len - 1, and `read(st
 it into an `ImageRois`, and the import gives each range of inputs a shard.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,14 +105,13 @@ class Traits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FormatOptions:
-    """What the user said that a format may need. class_names: names by id, for files that write names.
+    """What the user said that a format may need.
 
-    attribute_names: likewise.
+    class_names: names by id, background left out, for files that write names. labels: whether classes are wanted.
     """
 
     class_names: tuple[str, ...] | None = None
-    attribute_names: tuple[str, ...] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    labels: bool = True
 
 
 class Importer(Protocol):

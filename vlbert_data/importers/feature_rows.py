@@ -4,8 +4,7 @@ The layouts of bottom-up attention (6 columns), LXMERT (10) and VOLTA (13) diffe
 module that names them. There is no quoting: a row is split at tabs, whatever it holds.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,16 @@ from vlbert_data.importers.encoded import (
     decode_table,
     parse_count,
 )
-from vlbert_data.importers.rows import Rows, files_as_json, index_files
-from vlbert_data.shards.files import blake2b_json
-from vlbert_data.sources.base import SourceReject
+from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
+from vlbert_data.importers.rows import Rows, index_files
 from vlbert_data.types import Array
 
-# Rows looked at for what all of them have in common, before an import begins.
-ROWS_TRIED = 32
 Columns = dict[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """A table: its format's name, and the columns in their order, by the names that `FeatureRows` knows.
-
-    attributes: the names of the attribute columns, if any; a file may still lack them (zeros throughout).
-    """
+    """A table: its format's name, and the columns in their order, by the names that `parse_columns` knows."""
 
     format: str
     columns: tuple[str, ...]
@@ -54,52 +47,18 @@ class Widths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureRows:
-    """An `Importer` of such tables, one file after the other."""
+class FeatureRows(RowImporter):
+    """An `Importer` of such tables."""
 
     layout: Layout
-    traits: Traits
     widths: Widths
-    files: tuple[Rows, ...]
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return sum(map(len, self.files))
-
-    def keys(self) -> Iterator[str]:
-        """Yield the first column of each row."""
-        return (rows.key(index) for rows in self.files for index in range(len(rows)))
-
-    def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
-        """Yield rows `start` to `stop` - 1."""
-        for number, rows, index in numbered(self.files, start, stop):
-            try:
-                yield self._parse(rows, index)
-            except RecordRejectedError as error:
-                yield SourceReject(number=number, where=rows.where(index), reason=error.reason, detail=error.detail)
-
-    def facts(self) -> dict[str, Any]:
-        """Return format, count and files."""
-        return {"format": self.layout.format, "count": len(self), "files": files_as_json(self.files)}
-
-    def fingerprint(self) -> str:
-        """Return a digest of the files' contents."""
-        return blake2b_json(self.facts())
-
-    def _parse(self, rows: Rows, index: int) -> RawRecord:
+    def parse(self, rows: Rows, index: int) -> RawRecord:
+        """Return the record in a row."""
         row = rows.read(index)
         columns = split_row(row, self.layout)
         record = parse_columns(columns, self.widths, with_attributes=self.traits.attributes != ABSENT)
-        return RawRecord(key=key_of(columns), where=rows.where(index), num_bytes=len(row), **record)
-
-
-def numbered(files: Sequence[Rows], start: int, stop: int) -> Iterator[tuple[int, Rows, int]]:
-    """Yield (number, file, place in the file) of rows `start` to `stop` - 1 of the files one after another."""
-    ends = list(itertools.accumulate(map(len, files)))
-    for rows, end in zip(files, ends, strict=True):
-        begin = end - len(rows)
-        for number in range(max(start, begin), min(stop, end)):
-            yield number, rows, number - begin
+        return RawRecord(key=decode_key(columns["key"]), where=rows.where(index), num_bytes=len(row), **record)
 
 
 def open_rows(
@@ -146,29 +105,9 @@ def split_row(row: bytes, layout: Layout) -> Columns:
     """Return the columns of a row by name.
 
     Raises:
-        RecordRejectedError: "wrong columns": more or fewer than the layout has, as after a torn line.
+        RecordRejectedError: "wrong columns".
     """
-    parts = row.split(b"\t")
-    if len(parts) != len(layout.columns):
-        raise RecordRejectedError(
-            "wrong columns", f"{len(parts)} tab-separated columns; expected {len(layout.columns)}"
-        )
-    return dict(zip(layout.columns, parts, strict=True))
-
-
-def key_of(columns: Columns) -> str:
-    """Return the row's key.
-
-    Raises:
-        RecordRejectedError: "bad key": empty or not UTF-8.
-    """
-    try:
-        key = columns["key"].decode()
-    except UnicodeDecodeError as error:
-        raise RecordRejectedError("bad key", f"the first column is not UTF-8: {error}") from error
-    if not key.strip():
-        raise RecordRejectedError("bad key", "the first column is empty")
-    return key
+    return dict(zip(layout.columns, split_columns(row, len(layout.columns)), strict=True))
 
 
 def _measure(columns: Columns) -> Widths:

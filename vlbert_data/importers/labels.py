@@ -18,11 +18,15 @@ BACKGROUND_NAME = "__background__"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelChoice:
-    """What the user says of classes: the label space's name, where background stands, and names by id."""
+    """What the user says of classes: the label space's name, where background stands, and names by id.
+
+    absent: classes are left out, whatever the input has.
+    """
 
     space: str | None = None
     background: str | None = None
     class_names: tuple[str, ...] | None = None
+    absent: bool = False
 
 
 def settle_labels(convention: LabelConvention, choice: LabelChoice, format_name: str) -> LabelSpace | None:
@@ -31,11 +35,11 @@ def settle_labels(convention: LabelConvention, choice: LabelChoice, format_name:
     Raises:
         ConfigError: neither format nor user says what the numbers mean, or what the user says does not fit.
     """
-    if convention.targets == "absent":
-        if choice != LabelChoice(class_names=choice.class_names):
+    if convention.targets == "absent" or choice.absent:
+        if choice.space is not None or choice.background is not None:
             raise ConfigError(
-                f"{format_name} stores no classes, so --label-space and --background say nothing. Leave them out: "
-                "the folder will have features only."
+                f"{'--no-labels leaves classes out' if choice.absent else f'{format_name} stores no classes'}, so "
+                "--label-space and --background say nothing. Leave them out: the folder will have features only."
             )
         return None
     name = choice.space or convention.space

@@ -52,7 +52,7 @@ class Meaning:
         """Return what the manifest says of how records were understood, as JSON types."""
         attributes = self.traits.attributes
         return {
-            "targets": self.traits.labels.targets,
+            "targets": "absent" if self.label_space is None else self.traits.labels.targets,
             "scores": "foreground confidence" if self._is_ordered() else "absent, stored as 0",
             "order": "by foreground confidence; source_rows has the order before" if self._is_ordered() else "as found",
             "image_feature": "as found" if self.traits.has_image_feature else "mean of the RoIs' features",

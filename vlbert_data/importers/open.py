@@ -14,6 +14,9 @@ FORMATS = {
     "lxmert": ("vlbert_data.importers.lxmert", "the TSV of LXMERT, 10 columns"),
     "bottom-up-attention": ("vlbert_data.importers.bottom_up_attention", "its TSV, 6 columns"),
     "volta-tsv": ("vlbert_data.importers.volta_tsv", "VOLTA's TSV of Conceptual Captions, 13 columns"),
+    "vl-bert": ("vlbert_data.importers.vlbert_json", "VL-BERT's JSON files, loose, in a .zip, or its annotations"),
+    "vinvl": ("vlbert_data.importers.vinvl", "the features.tsv of VinVL and Oscar"),
+    "scene-graph": ("vlbert_data.importers.scene_graph", "the predictions TSV of scene_graph_benchmark"),
 }
 SHOWN_BYTES = 60
 LISTED_FILES = 8

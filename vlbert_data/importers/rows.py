@@ -6,10 +6,9 @@ line must not pass for the image whose name it begins with.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -81,14 +80,23 @@ class Rows:
         return row
 
 
+# From a line's first bytes and its number of tabs to the row's key, b"" for none.
+KeyOf = Callable[[bytes, int], bytes]
+
+
 def index_files(paths: Sequence[Path], num_columns: int) -> tuple[Rows, ...]:
-    """Return the rows of each file.
+    """Return the rows of each table; `num_columns` is how many tab-separated columns a good row has.
 
     Raises:
         ConfigError: a file is given twice, unreadable, or holds no row.
     """
+
+    def first_column(head: bytes, tabs: int) -> bytes:
+        key, tab, _ = head.partition(b"\t")
+        return key if tab and tabs == num_columns - 1 else b""
+
     found = tuple(
-        index_rows(path, num_columns, name=name) for path, name in zip(paths, relative_names(paths), strict=True)
+        index_rows(path, first_column, name=name) for path, name in zip(paths, relative_names(paths), strict=True)
     )
     for rows in found:
         if not len(rows):
@@ -96,21 +104,23 @@ def index_files(paths: Sequence[Path], num_columns: int) -> tuple[Rows, ...]:
     return found
 
 
-def index_rows(path: Path, num_columns: int, *, name: str) -> Rows:
-    """Return the rows of a file; `num_columns` is how many tab-separated columns a good one has."""
+def index_rows(path: Path, key_of: KeyOf, *, name: str, head_bytes: int = LONGEST_KEY_BYTES) -> Rows:
+    """Return the rows of a file; `key_of` sees the first `head_bytes` of each, or a little more.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     # Plain lists of so many numbers would take five times the memory.
     starts, stops, numbers, key_stops = array("q"), array("q"), array("q"), array("q")
     keys = bytearray()
     try:
-        for number, (start, stop, head, tabs) in enumerate(_lines(path), start=1):
+        for number, (start, stop, head, tabs) in enumerate(_lines(path, head_bytes), start=1):
             if stop == start:
                 continue
             starts.append(start)
             stops.append(stop)
             numbers.append(number)
-            key, tab, _ = head.partition(b"\t")
-            if tab and tabs == num_columns - 1:
-                keys += key
+            keys += key_of(head, tabs)
             key_stops.append(len(keys))
     except OSError as error:
         raise unreadable(path, error) from error
@@ -125,7 +135,7 @@ def index_rows(path: Path, num_columns: int, *, name: str) -> Rows:
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes, int]]:
+def _lines(path: Path, head_bytes: int) -> Iterator[tuple[int, int, bytes, int]]:
     """Yield (first byte, last byte + 1, first bytes, number of tabs) of every line; both kinds of line end left out."""
     with path.open("rb", buffering=0) as stream:
         start = len(UTF8_BOM) if stream.read(len(UTF8_BOM)) == UTF8_BOM else 0
@@ -134,13 +144,13 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes, int]]:
         while chunk := stream.read(SCAN_CHUNK_BYTES):
             begin = 0
             while (end := chunk.find(b"\n", begin)) >= 0:
-                head += chunk[begin : min(end, begin + LONGEST_KEY_BYTES)]
+                head += chunk[begin : min(end, begin + head_bytes)]
                 last = chunk[end - 1 : end] if end > begin else last
                 yield start, base + end - (last == b"\r"), head.rstrip(b"\r"), tabs + chunk.count(b"\t", begin, end)
                 begin, head, tabs, last = end + 1, b"", 0, b""
                 start = base + begin
-            if len(head) < LONGEST_KEY_BYTES:
-                head += chunk[begin : begin + LONGEST_KEY_BYTES]
+            if len(head) < head_bytes:
+                head += chunk[begin : begin + head_bytes]
             tabs += chunk.count(b"\t", begin)
             last = chunk[-1:] if begin < len(chunk) else last
             base += len(chunk)
@@ -163,8 +173,3 @@ def first_line(path: Path) -> bytes | None:
         return None
     line, end, _ = start.removeprefix(UTF8_BOM).partition(b"\n")
     return line.rstrip(b"\r") if end or len(start) < SNIFFED_BYTES else None
-
-
-def files_as_json(files: Sequence[Rows]) -> list[dict[str, Any]]:
-    """Return the facts of the files as the manifest stores them."""
-    return [rows.facts.as_json() for rows in files]

@@ -1,0 +1,96 @@
+"""What importers of tables share: one row, one input. Promise: a row that cannot be read costs that row."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlbert_data.errors import RecordRejectedError
+from vlbert_data.importers.base import RawRecord, Traits
+from vlbert_data.importers.rows import Rows
+from vlbert_data.shards.files import blake2b_json
+from vlbert_data.sources.base import SourceReject
+
+# Rows looked at for what all of them have in common, before an import begins.
+ROWS_TRIED = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowImporter:
+    """An `Importer` of tables, one file after the other; a subclass says what a row holds."""
+
+    traits: Traits
+    files: tuple[Rows, ...]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return sum(map(len, self.files))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the key of each row."""
+        return (rows.key(index) for rows in self.files for index in range(len(rows)))
+
+    def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
+        """Yield rows `start` to `stop` - 1."""
+        for number, rows, index in numbered(self.files, start, stop):
+            try:
+                yield self.parse(rows, index)
+            except RecordRejectedError as error:
+                yield SourceReject(number=number, where=rows.where(index), reason=error.reason, detail=error.detail)
+
+    def parse(self, rows: Rows, index: int) -> RawRecord:
+        """Return the record in row `index` of one of the files.
+
+        Raises:
+            RecordRejectedError: the row is damaged, or its columns disagree.
+        """
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Return format, count and files."""
+        files = [rows.facts.as_json() for rows in (*self.files, *self.files_beside())]
+        return {"format": self.traits.format, "count": len(self), "files": files}
+
+    def files_beside(self) -> Sequence[Rows]:
+        """Return further files that records are made of."""
+        return ()
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' contents."""
+        return blake2b_json(self.facts())
+
+
+def numbered(files: Sequence[Rows], start: int, stop: int) -> Iterator[tuple[int, Rows, int]]:
+    """Yield (number, file, place in the file) of rows `start` to `stop` - 1 of the files one after another."""
+    ends = list(itertools.accumulate(map(len, files)))
+    for rows, end in zip(files, ends, strict=True):
+        begin = end - len(rows)
+        for number in range(max(start, begin), min(stop, end)):
+            yield number, rows, number - begin
+
+
+def split_columns(row: bytes, num_columns: int) -> list[bytes]:
+    """Return the tab-separated columns of a row.
+
+    Raises:
+        RecordRejectedError: "wrong columns": more or fewer than there must be, as after a torn line.
+    """
+    parts = row.split(b"\t")
+    if len(parts) != num_columns:
+        raise RecordRejectedError("wrong columns", f"{len(parts)} tab-separated columns; expected {num_columns}")
+    return parts
+
+
+def decode_key(column: bytes) -> str:
+    """Return the key in the first column.
+
+    Raises:
+        RecordRejectedError: "bad key": empty or not UTF-8.
+    """
+    try:
+        key = column.decode()
+    except UnicodeDecodeError as error:
+        raise RecordRejectedError("bad key", f"the first column is not UTF-8: {error}") from error
+    if not key.strip():
+        raise RecordRejectedError("bad key", "the first column is empty")
+    return key
