@@ -9,7 +9,7 @@ import click
 from cli import console
 
 if TYPE_CHECKING:
-    from vlbert_train.evaluate import Report, TaskResult
+    from vlbert_train.evaluate import OpenedRun, Report, TaskResult
 
 
 @click.command(name="evaluate", no_args_is_help=True)
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 @click.option("--set", "changes", multiple=True, metavar="A.B=C", help="One setting, such as data.caption_batch=8.")
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of examples: one file.")
+@click.option("--html-examples", type=click.IntRange(1), default=200, show_default=True, help="Captions on the page.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of pictures where no thumbnails are stored.")
 def command(
     run: Path,
     shards: tuple[str, ...],
@@ -28,22 +31,44 @@ def command(
     changes: tuple[str, ...],
     device: str,
     as_json: bool,
+    html: Path | None,
+    html_examples: int,
+    images: Path | None,
 ) -> None:
     """Measure a trained model: masked words with and without images, masked RoIs.
 
-    RUN: a run folder (its newest checkpoint) or one checkpoint in it. Masks are the same at every call.
+    RUN: a run folder (its newest checkpoint) or one checkpoint in it. Masks are the same at every call. --html shows
+    captions with their masked words and RoIs, and what the model guesses with the right image and with another one.
 
     \b
-    vlb evaluate runs/base --shards cc-val --corpus wiki-val --json
+    vlb evaluate runs/base --shards cc-val --corpus wiki-val --html guesses.html
     """
-    from vlbert_train.evaluate import EvaluationData, evaluate
+    if images is not None and html is None:
+        raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
+    from vlbert_train import evaluate
 
-    data = EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer)
-    report = evaluate(run, data, changes=[*changes, f"run.device={device}"])
+    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer)
+    opened = evaluate.open_run(run, data, changes=[*changes, f"run.device={device}"])
+    report = evaluate.report(opened)
+    if html is not None:
+        _write_page(opened, report, html, html_examples, images)
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=1))
     else:
         _print(report)
+
+
+def _write_page(opened: "OpenedRun", report: "Report", html: Path, most: int, images: Path | None) -> None:
+    from cli.pages.examples import make_page
+    from cli.pages.page import save
+    from vlbert_data.report import spread
+    from vlbert_train.guesses import guess_examples
+
+    space = opened.supply.label_space
+    examples = guess_examples(opened, spread(report.caption_examples, most))
+    page = make_page(report, examples, () if space is None else space.class_names, images)
+    save(html, page)
+    console.say(f"{html}: {min(most, report.caption_examples):,} captions, {console.size(len(page))}")
 
 
 def _print(report: "Report") -> None:

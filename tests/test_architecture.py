@@ -48,6 +48,7 @@ FLOORS = {
     "vlbert_train.run_folder": 5,
     "vlbert_train.learner": 6,
     "vlbert_train.evaluate": 6,
+    "vlbert_train.guesses": 6,
     "vlbert_train.trainer": 6,
     "cli": 7,
 }

@@ -87,6 +87,16 @@ class TextTokenizer:
         np.cumsum([len(ids) for ids in lists], out=cu_lengths[1:])
         return np.fromiter(chain.from_iterable(lists), self.dtype, int(cu_lengths[-1])), cu_lengths
 
+    def piece(self, token: int) -> str:
+        """Return what a token stands for in a text, for people: `ing` for BERT's `##ing`, `cat` for ` cat`."""
+        name = self.backend.id_to_token(token) or f"(token {token})"
+        if isinstance(self.backend.model, WordPiece):
+            prefix: str = self.backend.model.continuing_subword_prefix
+            return name.removeprefix(prefix) or name
+        if self.backend.decoder is None:
+            return name.replace(WORD_BEGIN, "") or name
+        return self.backend.decode([token], skip_special_tokens=False).strip() or name
+
     def serialised(self) -> str:
         """Return a text that `from_serialised` makes the same tokenizer of, in another process."""
         return json.dumps([self.name, asdict(self.special_ids), self.backend.to_str()])

@@ -137,8 +137,23 @@ class EvaluationData:
     tokenizer: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A checkpoint's model and the data that it is to be measured on."""
+
+    forward: Forward
+    supply: Supply
+    checkpoint: Path
+    step: int
+
+
 def evaluate(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -> Report:
-    """Return what the run at `path`, or the checkpoint that `path` is, makes of all of `data`.
+    """Return what the run at `path`, or the checkpoint that `path` is, makes of all of `data`; see `open_run`."""
+    return report(open_run(path, data, changes=changes))
+
+
+def open_run(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -> OpenedRun:
+    """Return the run at `path`, or the checkpoint that `path` is, and what is to be measured, opened.
 
     changes: settings as in `PretrainConfig.assigned`, over those of the run.
 
@@ -160,7 +175,7 @@ def evaluate(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -
     with no_bars():
         model = VLBertForPreTraining.from_pretrained(chosen)
     forward = Forward(model, config.run, choose_device(config.run.device, 0))
-    return _report(forward, supply, chosen, state.step)
+    return OpenedRun(forward=forward, supply=supply, checkpoint=chosen, step=state.step)
 
 
 def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supply) -> None:
@@ -178,7 +193,9 @@ def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supp
         )
 
 
-def _report(forward: Forward, supply: Supply, chosen: Path, step: int) -> Report:
+def report(opened: OpenedRun) -> Report:
+    """Return the figures of an opened run."""
+    forward, supply = opened.forward, opened.supply
     world = World(device=forward.device)
     right = measure(forward, supply.validation_batches(), world, num_labels=supply.num_labels)
     swapped = supply.validation_batches(other_image=True, text=False)
@@ -186,8 +203,8 @@ def _report(forward: Forward, supply: Supply, chosen: Path, step: int) -> Report
     frequent = int(right.roi_classes.argmax()) if right.roi_classes.sum() else None
     names = None if supply.label_space is None else supply.label_space.class_names
     return Report(
-        checkpoint=str(chosen),
-        step=step,
+        checkpoint=str(opened.checkpoint),
+        step=opened.step,
         caption_examples=supply.num_validation_examples,
         text_examples=supply.num_text_examples,
         words_with_image=right.task("words_with_image"),

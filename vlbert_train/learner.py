@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from vlbert_train import optim
-from vlbert_train.batch import Batch
+from vlbert_train.batch import Batch, Predictions
 from vlbert_train.config import PretrainConfig, RunConfig
 from vlbert_train.distributed import Gradients, World, broadcast_from_first
 from vlbert_train.hashing import stream_key, words
@@ -42,6 +42,13 @@ class Forward:
         batch = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return loss_sums(self._predict(batch), batch)
+
+    def predict(self, batch: Batch) -> Predictions:
+        """Return what the model answers to a batch that lies anywhere."""
+        batch = batch.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            predictions: Predictions = self._predict(batch)
+        return predictions
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

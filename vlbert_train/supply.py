@@ -127,6 +127,16 @@ class Supply:
         num = self._validation.num_captions
         return num if self._limit is None else min(num, self._limit)
 
+    @property
+    def measured(self) -> Sets:
+        """Return the examples that `validation_batches` is of."""
+        return self._validation
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer that texts are read with."""
+        return self._meaning.tokenizer
+
     def identity(self) -> dict[str, str]:
         """Return hashes of what is learned from, by name; equal where a run may go on."""
         return dict(self._identity)
@@ -167,18 +177,28 @@ class Supply:
         """
         sets, data = self._validation, self._config.data
         size = max(1, (data.caption_batch + data.text_batch) // (world_size * self._config.optim.micro_batches))
-        keys, rules = MaskKeys.validation(), self._rules(asks=not other_image)
         captions = self._held_out(sets.num_captions)
         if other_image and sets.captions and sets.captions.num_images < 2:
             return
         for first in range(rank * size, len(captions), world_size * size):
-            picks = _first_epoch(captions[first : first + size])
-            draft = _Draft(sets=sets, captions=picks, texts=NOTHING, keys=keys, other_image=other_image)
-            yield self._make(draft, rules)
+            yield self.measured_batch(captions[first : first + size], other_image=other_image)
         texts = self._held_out(sets.num_texts if text and not other_image else 0)
         for first in range(rank * size, len(texts), world_size * size):
             picks = _first_epoch(texts[first : first + size])
-            yield self._make(_Draft(sets=sets, captions=NOTHING, texts=picks, keys=keys), rules)
+            yield self._make(
+                _Draft(sets=sets, captions=NOTHING, texts=picks, keys=MaskKeys.validation()), self._rules()
+            )
+
+    def measured_batch(self, examples: Array, *, other_image: bool = False) -> Batch:
+        """Return measured captions, int64 [n], as `validation_batches` brings them: the same words and RoIs masked."""
+        draft = _Draft(
+            sets=self._validation,
+            captions=_first_epoch(examples),
+            texts=NOTHING,
+            keys=MaskKeys.validation(),
+            other_image=other_image,
+        )
+        return self._make(draft, self._rules(asks=not other_image))
 
     def _held_out(self, num: int) -> Array:
         """Return which of `num` examples are measured, int64 rising: all, or as many as the limit, always the same."""

@@ -77,7 +77,8 @@ function themeButton() {
 
 /**
  * Return a picture with its RoIs and what changes it.
- * shape: {width, height}; source: a data URI or null; rois: [{box, colour, label, state}], state a class name or "".
+ * shape: {width, height}; source: a data URI or null; rois: [{box, colour, label, state, stays}], state a class name or
+ * "", stays what is written at the RoI all the time, if anything.
  * light(i): point at RoI i, or at none with null. found(i): called where the pointer stands on RoI i, or on none.
  */
 function makePicture(shape, source, alt, rois, found = () => {}) {
@@ -102,7 +103,11 @@ function makePicture(shape, source, alt, rois, found = () => {}) {
   }
   node.append(layer);
   const tag = el("div", { class: "tag", hidden: true });
-  node.append(tag);
+  node.append(...rois.filter((roi) => roi.stays).map((roi) => {
+    const staying = el("div", { class: "tag stay" });
+    placeTag(staying, { ...roi, label: roi.stays }, shape);
+    return staying;
+  }), tag);
   const light = (lit) => {
     marks.forEach((mark, i) => mark.classList.toggle("lit", i === lit));
     node.classList.toggle("dim", lit !== null);
