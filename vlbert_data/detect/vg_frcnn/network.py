@@ -7,6 +7,7 @@ Letters in shapes: N images, H x W positions of the res4 map (stride 16), A anch
 Source: Anderson et al., Bottom-Up and Top-Down Attention, CVPR 2018 (arXiv 1707.07998); He et al., CVPR 2016.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +104,13 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(3, width, 7, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [N, 64, H / 4, W / 4] of x [N, 3, H, W]; Caffe pools without padding and keeps what sticks out."""
-        return functional.max_pool2d(functional.relu_(self.conv1(x)), 3, stride=2, ceil_mode=True)
+        """Return [N, 64, H / 4, W / 4] of x [N, 3, H, W]."""
+        return self.pool(functional.relu_(self.conv1(x)))
+
+    @staticmethod
+    def pool(x: Tensor) -> Tensor:
+        """Return [N, 64, H / 2, W / 2] of x [N, 64, H, W]; Caffe pools without padding and keeps what sticks out."""
+        return functional.max_pool2d(x, 3, stride=2, ceil_mode=True)
 
 
 class Backbone(nn.Module):
@@ -240,11 +246,14 @@ class VgFasterRcnn(nn.Module):
 
         res4: [1, 1024, H, W]. boxes: float32 [R, 4], pixels of the preprocessed image.
         """
+        means = [self.roi_heads.res5(part).mean(dim=(2, 3), dtype=torch.float32) for part in self.pool(res4, boxes)]
+        return torch.cat(means) if means else res4.new_zeros(0, self.size.feature_dim, dtype=torch.float32)
+
+    def pool(self, res4: Tensor, boxes: Tensor) -> Iterator[Tensor]:
+        """Yield the pooled windows [r, 1024, 14, 14] of boxes in one image, some RoIs at a time; see `describe`."""
         rois = functional.pad(boxes.to(res4.device), (1, 0))  # [R, 5], image 0
         size = ROIS_A_PART_CUDA if res4.is_cuda else ROIS_A_PART_CPU
-        parts = roi_pool_parts(res4, rois, output_size=POOLED_SIZE, spatial_scale=1 / STRIDE_PX, rois_a_part=size)
-        means = [self.roi_heads.res5(part).mean(dim=(2, 3), dtype=torch.float32) for part in parts]
-        return torch.cat(means) if means else res4.new_zeros(0, self.size.feature_dim, dtype=torch.float32)
+        return roi_pool_parts(res4, rois, output_size=POOLED_SIZE, spatial_scale=1 / STRIDE_PX, rois_a_part=size)
 
     def fold_norms(self) -> "VgFasterRcnn":
         """Return self with every batch norm folded into its convolution; the state dict is then another one."""

@@ -90,5 +90,5 @@ def propose(
     boxes = clip(decode(each[order], anchors[order], weights=RPN_WEIGHTS), height=image_size[0], width=image_size[1])
     large = nonempty(boxes, min_side_px=rule.min_side_px)
     boxes, scores = boxes[large], flat[order][large]
-    kept = nms(boxes, scores, rule.nms_iou)[: rule.after_nms]
+    kept = nms(boxes, scores, rule.nms_iou, max_kept=rule.after_nms)
     return boxes[kept], scores[kept]

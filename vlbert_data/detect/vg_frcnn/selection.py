@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vlbert_data.detect.nms import nms
+from vlbert_data.detect.nms import nms, overlap_more
 from vlbert_data.errors import ConfigError
 
+# Bits used of each int64: half of them, so that no shift meets the sign.
+BITS_A_WORD = 32
 LIMITS_TAKEN = {"caffe-perclass": "exactly one", "maxnms": "one or more, tried in turn"}
 
 
@@ -74,7 +77,7 @@ def select_max_nms(boxes: Tensor, probs: Tensor, rule: RoiRule) -> Tensor:
     """
     chosen = torch.zeros(0, dtype=torch.long, device=boxes.device)
     for nms_iou in rule.nms_ious:
-        chosen = nms(boxes, probs, nms_iou)[: rule.max_rois]
+        chosen = nms(boxes, probs, nms_iou, max_kept=rule.max_rois)
         if len(chosen) >= rule.min_rois:
             break
     return chosen
@@ -84,24 +87,24 @@ def surviving_confidence(boxes: Tensor, probs: Tensor, nms_iou: float) -> Tensor
     """Return [R]: each RoI's highest probability among the classes in which no better RoI suppresses it; 0 for none.
 
     boxes: [R, 4]. probs: [R, C]. Equal to suppression class by class, for all classes at once: step k decides in every
-    class about its k-th best RoI.
+    class about its k-th best RoI. Who is suppressed is kept in bits, so that a step touches little memory.
     """
     if not probs.numel():
         return probs.new_zeros(len(probs))
-    over = _overlap_more(boxes, nms_iou)  # bool [R, R]
-    suppressed = torch.zeros_like(probs.T, dtype=torch.bool)  # [C, R]
-    for best in probs.argsort(dim=0, descending=True, stable=True):  # [C]: in each class the RoI whose turn it is
-        survives = ~suppressed.gather(1, best[:, None])  # [C, 1]
-        suppressed |= over[best] & survives
-    return probs.masked_fill(suppressed.T, 0).amax(dim=1)
+    over = _as_bits(overlap_more(boxes, boxes, nms_iou).fill_diagonal_(False))  # [R, words]
+    suppressed = over.new_zeros(probs.shape[1], over.shape[1])  # [C, words]
+    order = probs.argsort(dim=0, descending=True, stable=True)  # [R, C]
+    for best in order:  # [C]: in each class the RoI whose turn it is
+        word = suppressed.gather(1, (best // BITS_A_WORD)[:, None])  # [C, 1]
+        survives = 1 - (word >> (best % BITS_A_WORD)[:, None] & 1)  # [C, 1], 0 or 1
+        suppressed |= over[best] * survives
+    bits = torch.arange(BITS_A_WORD, device=boxes.device)
+    out = (suppressed[:, :, None] >> bits & 1).flatten(1)[:, : len(boxes)].bool()  # [C, R]
+    return probs.masked_fill(out.T, 0).amax(dim=1)
 
 
-def _overlap_more(boxes: Tensor, nms_iou: float) -> Tensor:
-    """Return bool [R, R]: whether two different boxes overlap by more than `nms_iou`, by the arithmetic of `nms`."""
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])  # [R, R, 2]
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=2)  # [R, R]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    area = sides[:, 0] * sides[:, 1]
-    iou = shared / (area[:, None] + area[None, :] - shared)  # 0 / 0 is NaN, which is not more than anything
-    return (iou.double() > nms_iou).fill_diagonal_(False)
+def _as_bits(rows: Tensor) -> Tensor:
+    """Return int64 [n, words] that hold the bits of bool [n, R], BITS_A_WORD in each."""
+    padded = functional.pad(rows, (0, -rows.shape[1] % BITS_A_WORD))
+    bits = torch.arange(BITS_A_WORD, device=rows.device)
+    return (padded.unflatten(1, (-1, BITS_A_WORD)).long() << bits).sum(dim=2)
