@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli import console
-from vlbert_data.build.config import BuildConfig, parse_part, read_toml
+from vlbert_data.build.config import PUBLISHED_ROIS, BuildConfig, parse_part, read_toml
 from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import CONTAINERS
 
@@ -31,7 +31,9 @@ class PartType(click.ParamType[tuple[int, int]]):
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make, or to go on with.")
 @click.option("--images", type=click.Path(), help="Folder of the images that the input names.")
 @click.option("--format", "format_name", help="What the input is, where it is not told apart by itself.")
-@click.option("--detector", required=True, help="annotations:FILE, annotations:source, hf:DIR_OR_NAME.")
+@click.option(
+    "--detector", required=True, help="annotations:FILE, annotations:source, hf:DIR_OR_NAME, vg-frcnn:WEIGHTS."
+)
 @click.option("--describer", help="hf:DIR_OR_NAME[:layer]; not needed where the detector describes too.")
 @click.option("--container", type=click.Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
@@ -39,6 +41,7 @@ class PartType(click.ParamType[tuple[int, int]]):
 @click.option("--max-rois", type=int, help=f"Most RoIs of an image [{DEFAULTS.max_rois}].")
 @click.option("--score-threshold", type=float, help=f"Least confidence, 0..1 [{DEFAULTS.score_threshold}].")
 @click.option("--nms", type=float, help="Suppress RoIs above this IoU with a more confident one [off].")
+@click.option("--selection", help="How vg-frcnn chooses RoIs: caffe-perclass or maxnms [caffe-perclass].")
 @click.option("--label-topk", type=int, help=f"Classes kept for each RoI [{DEFAULTS.label_topk}].")
 @click.option("--masked-views", type=int, help="Describe each image again so often with RoIs' pixels zeroed [0].")
 @click.option("--thumbnails", "thumbnail_px", is_flag=False, flag_value=320, type=int, help="Store JPEGs [320 px].")
@@ -71,6 +74,7 @@ def command(
     \b
     vlb build-shards captions.json --images train2017 --detector annotations:instances.json \\
         --describer hf:resnet50 --out coco-train
+    vlb build-shards captions.json --images train2017 --detector vg-frcnn:vg-weights --out coco-vg
     """
     settings = _settings(options, config)
     # Only now: opening the input and loading models takes torch and transformers.
@@ -102,10 +106,13 @@ def _settings(options: dict[str, Any], config: Path | None) -> BuildConfig:
     """Return the settings: defaults, then the file, then options."""
     given = {name: value for name, value in options.items() if value is not None}
     chosen = {**(read_toml(config) if config else {}), **given}
+    published = PUBLISHED_ROIS.get(str(chosen.get("selection")), {})
+    if published and "score_threshold" in chosen:
+        raise ConfigError(f"--selection {chosen['selection']} heeds no score_threshold. Leave it out.")
     # Whoever asks for fewer RoIs than the default least does not mean to be refused for it.
     if "max_rois" in chosen and "min_rois" not in chosen and isinstance(chosen["max_rois"], int):
-        chosen["min_rois"] = min(DEFAULTS.min_rois, chosen["max_rois"])
-    return BuildConfig(**default_how()).updated(chosen)
+        chosen["min_rois"] = min(published.get("min_rois", DEFAULTS.min_rois), chosen["max_rois"])
+    return BuildConfig(**default_how()).updated({**published, **chosen})
 
 
 def default_how() -> dict[str, Any]:

@@ -57,11 +57,12 @@ def command(
 
 
 def _show(path: Path, record_id: str | None, as_json: bool) -> None:
-    from vlbert_data.report import Images, facts, record_facts
+    from vlbert_data.report import Images, attribute_names, facts, record_facts
 
     images = Images.open(path)
     if record_id is not None:
-        found = record_facts(images.read(images.find(record_id)), images.schema)
+        record = images.read(images.find(record_id))
+        found = record_facts(record, images.schema, attribute_names=attribute_names(images))
         _print_json(found) if as_json else _print_record(found)
         return
     found = facts(images)
@@ -211,11 +212,19 @@ def _print_record(found: dict[str, Any]) -> None:
     for caption in found["captions"]:
         out.print(f"  “{caption}”", markup=False)
     title = f"{found['num_rois']} RoIs"
-    table = Table("", "x0", "y0", "x1", "y1", "score", "classes", "norm", title=title, title_justify="left", box=None)
+    attributes = any(roi["attribute"] for roi in found["rois"])
+    columns = ["", "x0", "y0", "x1", "y1", "score", "classes", *(["attribute"] if attributes else []), "norm"]
+    table = Table(*columns, title=title, title_justify="left", box=None)
     for i, roi in enumerate(found["rois"]):
         classes = ", ".join(f"{entry['name']} {entry['probability']:.2f}" for entry in roi["classes"][:3])
         box = (f"{edge:.1f}" for edge in roi["box"])
-        table.add_row(str(i), *box, f"{roi['score']:.3f}", classes, f"{roi['feature_norm']:.2f}")
+        attribute = [_attribute_words(roi["attribute"])] if attributes else []
+        table.add_row(str(i), *box, f"{roi['score']:.3f}", classes, *attribute, f"{roi['feature_norm']:.2f}")
     out.print(table)
     extras = f"{found['masked_views']} masked views, thumbnail of {found['thumbnail_bytes']} bytes"
     out.print(f"whole image: norm {found['image_feature_norm']:.2f}; {extras}")
+
+
+def _attribute_words(attribute: dict[str, Any]) -> str:
+    name = attribute["name"] or f"attribute {attribute['id']}"
+    return f"{name} {attribute['probability']:.2f}"

@@ -9,7 +9,6 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from torch import Tensor
 from vg_weights import recipe_tensors, recipe_weights
 
 from vlbert_data.detect.base import DecodedImage
-from vlbert_data.detect.vg_faster_rcnn import VgDetector, VgIdentity, VgOptions
+from vlbert_data.detect.vg_faster_rcnn import VgChoice, VgDetector, VgNames
+from vlbert_data.detect.vg_frcnn.describer import VgDescriber, VgRun
 from vlbert_data.detect.vg_frcnn.network import STRIDE_PX, NetworkSize, VgFasterRcnn
 from vlbert_data.detect.vg_frcnn.preprocess import preprocess, resized_shape
 from vlbert_data.detect.vg_frcnn.proposals import ROI_WEIGHTS, ProposalRule, clip, decode, propose
@@ -252,17 +252,15 @@ def test_the_detector_finds_what_was_published(network: VgFasterRcnn, case: Case
     assert_near(torch.from_numpy(description.features)[match], golden["final_features"], 1e-3)
 
 
-def whole_detector(network: VgFasterRcnn, size: str, **options: Any) -> VgDetector:
+def whole_detector(network: VgFasterRcnn, size: str) -> VgDetector:
     classes = tuple(f"class {number}" for number in range(1600))
-    identity = VgIdentity(
+    names = VgNames(
         label_space=LabelSpace(name="recipe", class_names=classes),
-        attribute_names=tuple(f"attribute {number}" for number in range(400)),
-        weights_digest="recipe",
+        attributes=tuple(f"attribute {number}" for number in range(400)),
     )
     short, long = SIZES[size]
-    return VgDetector(
-        network, identity, VgOptions(**{"rule": MAXNMS, "short_side_px": short, "long_side_px": long, **options})
-    )
+    describer = VgDescriber(network, VgRun(short_side_px=short, long_side_px=long), digest="recipe")
+    return VgDetector(describer, names, VgChoice(rule=MAXNMS))
 
 
 def decoded(pixels: Array) -> DecodedImage:

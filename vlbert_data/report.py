@@ -13,7 +13,7 @@ from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.shards.base import MappedShard
 from vlbert_data.shards.folder import ShardFolder, open_shard_file
 from vlbert_data.shards.schema import ShardSchema
-from vlbert_data.types import Array, ImageRois, check_image_rois
+from vlbert_data.types import Array, ImageRois, RoiSet, check_image_rois
 
 # Images read for class frequencies, caption lengths and feature statistics: reading more would make looking slow.
 SAMPLE_IMAGES = 1000
@@ -150,8 +150,10 @@ def facts(images: Images, among: Array | None = None) -> dict[str, Any]:
     }
 
 
-def record_facts(record: ImageRois, schema: ShardSchema) -> dict[str, Any]:
-    """Return one record without its features, as JSON types."""
+def record_facts(
+    record: ImageRois, schema: ShardSchema, *, attribute_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return one record without its features, as JSON types; attribute_names: see `attribute_names`."""
     names = schema.label_space.class_names if schema.label_space is not None else ()
     rois = record.rois
     return {
@@ -169,7 +171,7 @@ def record_facts(record: ImageRois, schema: ShardSchema) -> dict[str, Any]:
                     for label, probability in zip(rois.label_ids[i], rois.label_probs[i], strict=True)
                 ],
                 "residual": round(float(record.label_residual()[i]), 4),
-                "attribute": None if rois.attribute_ids is None else int(rois.attribute_ids[i]),
+                "attribute": _attribute(rois, i, attribute_names),
                 "feature_norm": round(float(np.linalg.norm(record.features[i].astype(np.float32))), 3),
             }
             for i in range(record.num_rois)
@@ -177,6 +179,24 @@ def record_facts(record: ImageRois, schema: ShardSchema) -> dict[str, Any]:
         "image_feature_norm": round(float(np.linalg.norm(record.image_feature.astype(np.float32))), 3),
         "masked_views": 0 if record.masked_views is None else int(record.masked_views.chosen.shape[0]),
         "thumbnail_bytes": len(record.thumbnail or b""),
+    }
+
+
+def attribute_names(images: Images) -> list[str] | None:
+    """Return what attribute ids mean; None for a single file, and where the detector did not say."""
+    names = images.folder.manifest.detector.get("attribute_names") if images.folder is not None else None
+    return list(names) if names else None
+
+
+def _attribute(rois: RoiSet, number: int, names: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return id, name and probability of a RoI's attribute, None where there is none."""
+    if rois.attribute_ids is None or rois.attribute_probs is None:
+        return None
+    attribute = int(rois.attribute_ids[number])
+    return {
+        "id": attribute,
+        "name": names[attribute] if names and attribute < len(names) else None,
+        "probability": round(float(rois.attribute_probs[number]), 4),
     }
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ WANTED = ("*.json", "*.safetensors", "*.bin")
 READ_BYTES = 1 << 22
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, wanted: Sequence[str] = WANTED) -> Path:
     """Return the local folder of a model: `name` itself, or a snapshot of the hub's model of that name.
+
+    wanted: patterns of the files to fetch from a hub.
 
     Raises:
         ConfigError: neither a folder nor a model of the hub that can be had.
@@ -23,11 +25,11 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"{name}: not a folder. Give a folder with config.json and weights, or a model's hub name.")
+        raise ConfigError(f"{name}: not a folder. Give a model's folder, or its hub name.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(name, allow_patterns=list(wanted)))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{name}: no folder of that name, and the hub gave no model ({type(error).__name__}). Check the name and "

@@ -20,9 +20,11 @@ class BuildConfig:
 
     shard_size: inputs (images) of one shard. min_rois, max_rois, score_threshold, nms, label_topk: see
     `detect.base.SelectionRule`; 10 to 100 RoIs above 0.2 are the numbers of the bottom-up-attention features.
-    masked_views: V. thumbnail_px: longest side of the stored JPEG, 0 for none. max_rejects: as a share below 1, or a
-    number of inputs from 1 on. max_pixels: an image of more is rejected before it is decoded. short_side_px,
-    long_side_px: the describer's image size. seed: chooses the RoIs of masked views.
+    selection: by which rule vg-frcnn chooses RoIs, None for its own. num_proposals: how many vg-frcnn chooses from.
+    precision: in which numbers vg-frcnn computes. masked_views: V. thumbnail_px: longest side of the stored JPEG, 0 for
+    none. max_rejects: as a share below 1, or a number of inputs from 1 on. max_pixels: an image of more is rejected
+    before it is decoded. short_side_px, long_side_px: the describer's image size. seed: chooses the RoIs of masked
+    views.
     """
 
     container: str = "lmdb"
@@ -32,6 +34,9 @@ class BuildConfig:
     score_threshold: float = 0.2
     nms: float | None = None
     label_topk: int = 32
+    selection: str | None = None
+    num_proposals: int = 300
+    precision: str = "float32"
     masked_views: int = 0
     thumbnail_px: int = 0
     max_pixels: int = 100_000_000
@@ -82,6 +87,9 @@ class BuildConfig:
         return replace(self, **changes)
 
 
+# Numbers of RoIs that a selection rule was published with, where they are not the defaults.
+# Source: the extraction script of LXMERT's detector port.
+PUBLISHED_ROIS = {"maxnms": {"min_rois": 36, "max_rois": 36}}
 HOW = frozenset({"max_rejects", "workers", "batch_size", "device"})
 LIMITS = (
     ("shard_size", 1, 1_000_000),
@@ -90,6 +98,7 @@ LIMITS = (
     ("score_threshold", 0.0, 1.0),
     ("nms", 0.0, 1.0),
     ("label_topk", 1, 65535),
+    ("num_proposals", 1, 6000),
     ("masked_views", 0, 1000),
     ("thumbnail_px", 0, 2048),
     ("max_pixels", 1, 178_956_970),  # images.LARGEST_MAX_PIXELS, which is not imported: it takes Pillow

@@ -18,7 +18,7 @@ from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
 from vlbert_data.build.state import BuildState, TooManyRejectsError, check_rejects, check_shard_count
 from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
-from vlbert_data.describe.base import Describer, Description
+from vlbert_data.describe.base import Describer, Description, DetectorDescriber
 from vlbert_data.describe.masked_views import describe_masked_views
 from vlbert_data.detect.base import DecodedImage, Detector
 from vlbert_data.errors import ConfigError, RecordRejectedError
@@ -193,7 +193,9 @@ class Build:
         ]
 
     def _look_at(self, images: Sequence[DecodedImage]) -> list[tuple[RoiSet, Description] | RecordRejectedError]:
-        """Return RoIs and description of each image, or why it is refused."""
+        """Return RoIs and description of each image, or why it is refused; a network that does both looks once."""
+        if isinstance(self.detector, DetectorDescriber) and self.detector.describer is self.describer:
+            return _each(self.detector.detect_and_describe, images)
         roi_sets = _each(self.detector.detect, images)
         pairs = [(image, rois) for image, rois in zip(images, roi_sets, strict=True) if isinstance(rois, RoiSet)]
         described = iter(_each(self._describe_pairs, pairs))
@@ -213,6 +215,7 @@ class Build:
                     self.describer,
                     decoded.image.pixels,
                     rois.boxes,
+                    described_boxes=found.described_boxes,
                     image_id=item.image_id,
                     num_views=self.config.masked_views,
                     seed=self.config.seed,

@@ -39,16 +39,27 @@ def zero_pixels(pixels: Array, boxes: Array) -> Array:
 
 
 def describe_masked_views(
-    describer: Describer, pixels: Array, boxes: Array, *, image_id: str, num_views: int, seed: int
+    describer: Describer,
+    pixels: Array,
+    boxes: Array,
+    *,
+    image_id: str,
+    num_views: int,
+    seed: int,
+    described_boxes: Array | None = None,
 ) -> MaskedViews:
     """Return `num_views` views of an image: uint8 [H, W, 3] with boxes float32 [R, 4] in its pixels.
+
+    described_boxes: float32 [R, 4], what is described, where it is not `boxes`; a chosen RoI loses the pixels of both.
 
     Raises:
         RecordRejectedError: a feature that float16 cannot hold.
     """
     chosen = choose_rois(image_id, len(boxes), num_views=num_views, seed=seed)  # [V, R]
-    images = [zero_pixels(pixels, boxes[of_view]) for of_view in chosen]
-    described = describer.describe(images, [boxes] * num_views)
+    described_boxes = boxes if described_boxes is None else described_boxes
+    both = np.stack([boxes, described_boxes], axis=1)  # [R, 2, 4]
+    images = [zero_pixels(pixels, both[of_view].reshape(-1, 4)) for of_view in chosen]
+    described = describer.describe(images, [described_boxes] * num_views)
     return MaskedViews(
         chosen=chosen,
         features=to_float16(np.stack([view.features for view in described]), what="features of masked views"),

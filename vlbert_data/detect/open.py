@@ -11,6 +11,7 @@ KINDS = {
     "annotations:FILE.json": "boxes of a COCO instances file",
     "annotations:source": "boxes and labels that the input's own records bring",
     "hf:DIR_OR_NAME": "a transformers model for object detection",
+    "vg-frcnn:WEIGHTS": "the Visual Genome Faster R-CNN, which describes too",
 }
 
 
@@ -24,6 +25,11 @@ def open_detector(spec: str, settings: BuildConfig, source: Source) -> Detector:
     if not rest or kind not in {known.partition(":")[0] for known in KINDS}:
         listed = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
         raise ConfigError(f"--detector {spec}: no such detector. There are {listed}.")
+    if kind == "vg-frcnn":
+        from vlbert_data.detect.vg_faster_rcnn import open_vg_faster_rcnn, vg_choice, vg_run
+
+        return open_vg_faster_rcnn(rest, vg_run(settings), vg_choice(settings))
+    _refuse_choice(spec, settings)
     if kind == "annotations":
         from vlbert_data.detect.annotations import CocoAnnotations, SourceBoxes, class_names_of
 
@@ -33,6 +39,21 @@ def open_detector(spec: str, settings: BuildConfig, source: Source) -> Detector:
     from vlbert_data.detect.huggingface import HuggingFaceDetector
 
     return HuggingFaceDetector(rest, selection_rule(settings), device=settings.device, batch_size=settings.batch_size)
+
+
+def _refuse_choice(spec: str, settings: BuildConfig) -> None:
+    """Refuse what this detector would not heed.
+
+    Raises:
+        ConfigError: a setting of vg-frcnn is not the default.
+    """
+    default = BuildConfig()
+    for name in ("selection", "num_proposals"):
+        if getattr(settings, name) != getattr(default, name):
+            raise ConfigError(
+                f"{name} is {getattr(settings, name)!r}, but --detector {spec} has no such choice; only vg-frcnn has. "
+                "Leave it out."
+            )
 
 
 def selection_rule(settings: BuildConfig) -> SelectionRule:

@@ -18,6 +18,8 @@ from vlbert_data.detect.roi_pool import roi_pool_parts
 from vlbert_data.detect.vg_frcnn.proposals import cell_anchors
 
 STRIDE_PX = 16
+# Fewer pixels leave nothing after the stem.
+SMALLEST_SIDE_PX = 3
 POOLED_SIZE = 14
 # RoIs that go through res5 together: 16 x 2048 x 14 x 14 float32 are 26 MB, which a processor's cache just holds.
 ROIS_A_PART_CPU = 16
@@ -40,6 +42,9 @@ class NetworkSize:
     def feature_dim(self) -> int:
         """Return the channels of res5."""
         return 32 * self.width
+
+
+PUBLISHED_SIZE = NetworkSize()
 
 
 class ConvNorm(nn.Conv2d):

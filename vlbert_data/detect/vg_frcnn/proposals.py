@@ -21,7 +21,10 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProposalRule:
-    """How many proposals, and how alike. before_nms, after_nms: at most so many. min_side_px: shorter ones leave."""
+    """How many proposals, and how alike. before_nms, after_nms: at most so many. min_side_px: shorter ones leave.
+
+    Source of the numbers: the test settings of the published Caffe network.
+    """
 
     before_nms: int = 6000
     after_nms: int = 300

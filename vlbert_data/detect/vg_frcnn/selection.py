@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlbert_data.build.config import PUBLISHED_ROIS
 from vlbert_data.detect.nms import nms, overlap_more
 from vlbert_data.errors import ConfigError
 
@@ -52,8 +53,7 @@ class RoiRule:
 
 # Source: Anderson et al. 2018, `generate_tsv.py` of bottom-up-attention (10 to 100 RoIs, confidence 0.2).
 CAFFE_PERCLASS = RoiRule(name="caffe-perclass", min_rois=10, max_rois=100, nms_ious=(0.3,), score_threshold=0.2)
-# Source: the extraction script of LXMERT's port (36 RoIs whatever the confidence).
-MAXNMS = RoiRule(name="maxnms", min_rois=36, max_rois=36, nms_ious=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+MAXNMS = RoiRule(name="maxnms", nms_ious=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), **PUBLISHED_ROIS["maxnms"])
 RULES = {rule.name: rule for rule in (CAFFE_PERCLASS, MAXNMS)}
 
 
@@ -107,4 +107,4 @@ def _as_bits(rows: Tensor) -> Tensor:
     """Return int64 [n, words] that hold the bits of bool [n, R], BITS_A_WORD in each."""
     padded = functional.pad(rows, (0, -rows.shape[1] % BITS_A_WORD))
     bits = torch.arange(BITS_A_WORD, device=rows.device)
-    return (padded.unflatten(1, (-1, BITS_A_WORD)).long() << bits).sum(dim=2)
+    return (padded.reshape(len(rows), -1, BITS_A_WORD).long() << bits).sum(dim=2)

@@ -6,9 +6,8 @@ What differs between them is settled here: counters of batch norms are left out,
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlbert_data.detect.vg_frcnn.names import ATTRIBUTES_FILE, OBJECTS_FILE
-from vlbert_data.detect.vg_frcnn.network import NetworkSize, VgFasterRcnn
+from vlbert_data.detect.vg_frcnn.network import PUBLISHED_SIZE, NetworkSize, VgFasterRcnn
 from vlbert_data.detect.vg_frcnn.preprocess import MEANS_BGR
 from vlbert_data.detect.vg_frcnn.proposals import cell_anchors
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.safe_pickle import load_plain
+from vlbert_data.weights import resolve
 
 SAFETENSORS_FILE = "model.safetensors"
 FILE_NAMES = (SAFETENSORS_FILE, "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".pkl")
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
-ATTRIBUTE_HEAD = "roi_heads.box_predictor.attr_score.weight"
+ATTRIBUTE_HEAD = tuple(f"roi_heads.box_predictor.{part}." for part in ("cls_embedding", "fc_attr", "attr_score"))
 # Constants that some files carry: their values are the method's, so others mean another network.
 CONSTANTS = {
     ANCHORS: cell_anchors(),
@@ -58,33 +58,22 @@ def find_weights(spec: str) -> Path:
     path = Path(spec).expanduser()
     if path.is_file():
         return path
-    if not path.is_dir():
-        path = _download(spec)
+    path = resolve(spec, wanted=(*FILE_NAMES, OBJECTS_FILE, ATTRIBUTES_FILE))
     for name in FILE_NAMES:
         if (path / name).is_file():
             return path / name
     found = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
     if len(found) != 1:
         names = ", ".join(entry.name for entry in found) or "none"
-        raise ConfigError(f"{spec}: weights files found: {names}; expected one, or {' or '.join(FILE_NAMES)}.")
+        raise ConfigError(
+            f"{spec}: weights files found: {names}; expected {' or '.join(FILE_NAMES)}, or one of any name. Give the "
+            "file itself."
+        )
     return found[0]
 
 
-def _download(spec: str) -> Path:
-    """Return the local folder of a hub repository's weights and names."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = [*FILE_NAMES, OBJECTS_FILE, ATTRIBUTES_FILE]
-    try:
-        return Path(snapshot_download(spec, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{spec}: no such file or folder, and not to be had from the hub: {reason}") from error
-
-
-def read_weights(path: Path) -> Weights:
-    """Return the weights in a file.
+def read_weights(path: Path, size: NetworkSize = PUBLISHED_SIZE) -> Weights:
+    """Return the weights in a file, of a network of that size; those without an attribute head are complete too.
 
     Raises:
         ConfigError: not such a file, names missing or left over, other shapes, numbers that are not finite, or
@@ -92,7 +81,8 @@ def read_weights(path: Path) -> Weights:
         PickleRefusedError: a pickle with more than plain data.
     """
     tensors = _without_extras(_raw_tensors(path), path)
-    size = NetworkSize(num_attributes=NetworkSize().num_attributes if ATTRIBUTE_HEAD in tensors else 0)
+    if not any(name.startswith(ATTRIBUTE_HEAD) for name in tensors):
+        size = replace(size, num_attributes=0)
     return check_weights(tensors, size, what=str(path))
 
 
@@ -159,7 +149,7 @@ def _raw_tensors(path: Path) -> dict[str, Tensor]:
             head = stream.read(16)
         if head[8:9] == b"{":
             return dict(load_file(path))
-        if zipfile.is_zipfile(path) or head[2:4] == b"\x8a\x0a":  # PyTorch files: since 2020, and before
+        if head[:4] == b"PK\x03\x04" or head[2:4] == b"\x8a\x0a":  # PyTorch files: since 2020, and before
             return _checked_tensors(torch.load(path, map_location="cpu", weights_only=True), path)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
@@ -194,8 +184,12 @@ def _without_extras(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
         if found is None:
             continue
         same_size = found.numel() == constant.numel()
-        if not same_size or not torch.allclose(found.float().reshape(constant.shape), constant, atol=1e-3):
-            raise ConfigError(f"{path}: {name} is {found.flatten()[:4].tolist()}...; expected {constant.tolist()}.")
+        # As float16 holds them, for files of half precision.
+        if not same_size or not torch.allclose(found.float().reshape(constant.shape), constant, rtol=1e-3):
+            begins, expected = (values.flatten()[:4].tolist() for values in (found, constant))
+            raise ConfigError(
+                f"{path}: {name} begins {begins}; expected {expected}. These are the weights of another network."
+            )
     return {name: t for name, t in tensors.items() if name not in CONSTANTS and not name.endswith(COUNTER)}
 
 
