@@ -113,17 +113,12 @@ class SlowSupply:
         self.labels_kept = max((folder.manifest.label_topk for folder in self.folders), default=0)
 
     def batch(self, plan: Sequence[tuple[str, int, int]], keys: MaskKeys) -> list[Example]:
-        """Return the sequences of (kind, number, epoch): captions in the order of their folders, then texts."""
-        captions = sorted(
-            (entry for entry in plan if entry[0] == "caption"), key=lambda entry: self.captions[entry[1]][0]
-        )
+        """Return the sequences of (kind, number, epoch): captions first, then texts."""
         found = []
-        for _, number, epoch in captions:
-            found.append(self.caption(number, keys.of(np.array([number]), np.array([epoch]))))
-        for kind, number, epoch in plan:
-            if kind == "text":
-                example = len(self.captions) + number
-                found.append(self.text(number, example, keys.of(np.array([example]), np.array([epoch]))))
+        for kind, number, epoch in sorted(plan, key=lambda entry: entry[0] == "text"):
+            example = number if kind == "caption" else len(self.captions) + number
+            own = keys.of(np.array([example]), np.array([epoch]))
+            found.append(self.caption(number, own) if kind == "caption" else self.text(number, example, own))
         return found
 
     def text(self, number: int, example: int, keys: MaskKeys) -> Example:

@@ -34,6 +34,8 @@ FLOORS = {
     "vlbert_train.loader": 4,
     "vlbert_train.assemble": 4,
     "vlbert_train.examples": 4,
+    "vlbert_train.group": 4,
+    "vlbert_train.sets": 4,
     "vlbert_train.captions": 4,
     "vlbert_train.rois": 4,
     "vlbert_train.supply": 4,

@@ -30,10 +30,6 @@ class Located:
     image: Array
     row: Array
 
-    def ordered(self, order: Array) -> "Located":
-        """Return them in another order."""
-        return Located(folder=self.folder[order], image=self.image[order], row=self.row[order])
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:

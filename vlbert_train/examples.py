@@ -19,7 +19,8 @@ from vlbert_data.types import Array, LabelSpace
 from vlbert_data.windows import open_windows
 from vlbert_train.captions import CaptionSet, kept_aside
 from vlbert_train.config import PretrainConfig
-from vlbert_train.supply import Meaning, Sets, Supply, TextSet
+from vlbert_train.sets import Meaning, Sets, TextSet
+from vlbert_train.supply import Supply
 from vlbert_train.tokens import Advance, TokenCache
 from vlbert_train.truncation import text_limit
 

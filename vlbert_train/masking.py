@@ -45,11 +45,10 @@ class MaskKeys:
         found = (words(words(key, epochs), examples) for key in (self.words, self.replacements, self.rois, self.views))
         return MaskKeys(**dict(zip(("words", "replacements", "rois", "views"), found, strict=True)))
 
-    def first(self, num: int) -> "MaskKeys":
-        """Return the keys of the first `num` sequences."""
-        return MaskKeys(
-            words=self.words[:num], replacements=self.replacements[:num], rois=self.rois[:num], views=self.views[:num]
-        )
+    def those(self, which: Array) -> "MaskKeys":
+        """Return the keys of some sequences, `which`: bool [n], or their numbers."""
+        of_words, replacements = self.words[which], self.replacements[which]
+        return MaskKeys(words=of_words, replacements=replacements, rois=self.rois[which], views=self.views[which])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

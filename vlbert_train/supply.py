@@ -4,75 +4,24 @@ Text-only examples are numbered behind the caption examples: text i is example `
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-from vlbert_data.corpus import CorpusFolder
-from vlbert_data.token_file import TokenRuns
 from vlbert_data.tokenizer import TextTokenizer
-from vlbert_data.types import Array, LabelSpace
-from vlbert_data.windows import WindowIndex
-from vlbert_train.assemble import Words, assemble
+from vlbert_data.types import Array
 from vlbert_train.batch import Batch
-from vlbert_train.captions import CaptionSet
 from vlbert_train.config import PretrainConfig
+from vlbert_train.group import Draft, Group, Maker
 from vlbert_train.hashing import Permutation, stream_key
-from vlbert_train.masking import MaskKeys, mask_words
-from vlbert_train.rois import Images, RoiRules, read_rois
+from vlbert_train.masking import MaskKeys
+from vlbert_train.once import Once
 from vlbert_train.schedule import NOTHING, Picks, Schedule
-from vlbert_train.truncation import kept_lengths
+from vlbert_train.sets import Meaning, Sets
 
-# Text windows that are shuffled like the examples of one shard where shuffling is by windows of shards.
-TEXTS_A_SHARD = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextSet:
-    """Text-only examples: windows 0 .. len - 1 of a corpus."""
-
-    corpus: CorpusFolder
-    windows: WindowIndex
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def shard_sizes(self) -> Array:
-        """Return int64 [shards]: the windows in runs of TEXTS_A_SHARD."""
-        borders = np.append(np.arange(0, len(self), TEXTS_A_SHARD), len(self))
-        return np.diff(borders)
-
-    def tokens(self, windows: Array) -> TokenRuns:
-        """Return the tokens of windows, int64 [n]."""
-        return self.corpus.gather(*self.windows.spans(windows))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Meaning:
-    """What the stored numbers mean, the same for all folders. labels_kept: K, 0 where RoIs have no classes."""
-
-    tokenizer: TextTokenizer
-    label_space: LabelSpace | None
-    feature_dim: int
-    labels_kept: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sets:
-    """Examples of both kinds, None where there are none of a kind."""
-
-    captions: CaptionSet | None
-    texts: TextSet | None = None
-
-    @property
-    def num_captions(self) -> int:
-        """Return the number of caption examples."""
-        return len(self.captions) if self.captions else 0
-
-    @property
-    def num_texts(self) -> int:
-        """Return the number of text-only examples."""
-        return len(self.texts) if self.texts else 0
+# Steps are made in groups of about so many sequences and batches: larger ones would be no faster.
+SEQUENCES_A_GROUP = 1024
+BATCHES_A_GROUP = 32
+GROUPS_KEPT = 4
 
 
 class Supply:
@@ -104,11 +53,13 @@ class Supply:
                 caption_shards=training.captions.shard_sizes() if training.captions else nothing,
                 text_shards=training.texts.shard_sizes() if training.texts else nothing,
             )
+        self._maker = Maker(data=config.data, masking=config.masking, meaning=meaning)
+        self._groups = Once(self._make_group, keep=GROUPS_KEPT)
         special = meaning.tokenizer.special_ids
         self.mask_id, self.cls_id, self.sep_id, self.pad_id = special.mask, special.cls, special.sep, special.pad
         self.vocab_size = meaning.tokenizer.vocab_size
         self.label_space, self.feature_dim = meaning.label_space, meaning.feature_dim
-        self.num_labels = meaning.label_space.num_classes if meaning.label_space else 0
+        self.num_labels = meaning.num_labels
         self.has_roi_targets = meaning.labels_kept > 0
 
     @property
@@ -158,14 +109,35 @@ class Supply:
             ConfigError: fewer examples in a step than ranks x micro-batches.
             ShardError: a shard or corpus file that is missing or damaged.
         """
+        steps = self._steps_a_group(world_size, micro_batches)
+        group = self._groups((step // steps, rank, world_size, micro_batches))
+        first = step % steps * micro_batches
+        return [group.batch(number, pin_memory=pin_memory) for number in range(first, first + micro_batches)]
+
+    def _steps_a_group(self, world_size: int, micro_batches: int) -> int:
+        data = self._config.data
+        steps = SEQUENCES_A_GROUP * world_size // (data.caption_batch + data.text_batch)
+        return max(1, min(steps, BATCHES_A_GROUP // micro_batches))
+
+    def _make_group(self, key: tuple[int, int, int, int]) -> Group:
+        """Return group number `key[0]` of the steps of `rank`; key: number, rank, world size, micro-batches."""
         assert self._schedule is not None and self._training is not None, "nothing is trained on"
-        plan, parts = self._schedule.plan(step), world_size * micro_batches
-        found = []
-        for number in range(rank * micro_batches, (rank + 1) * micro_batches):
-            part = plan.part(number, parts)
-            draft = _Draft(sets=self._training, captions=part.captions, texts=part.texts, keys=self._keys, step=step)
-            found.append(self._make(draft, self._rules(pin_memory=pin_memory)))
-        return found
+        number, rank, world_size, micro_batches = key
+        size = self._steps_a_group(world_size, micro_batches)
+        parts = [
+            self._schedule.plan(step).part(part, world_size * micro_batches)
+            for step in range(number * size, (number + 1) * size)
+            for part in range(rank * micro_batches, (rank + 1) * micro_batches)
+        ]
+        return self._maker.make(
+            Draft(
+                sets=self._training,
+                keys=self._keys,
+                captions=[part.captions for part in parts],
+                texts=[part.texts for part in parts],
+                steps=[part.step for part in parts],
+            )
+        )
 
     def validation_batches(
         self, *, rank: int = 0, world_size: int = 1, other_image: bool = False, text: bool = True
@@ -184,21 +156,22 @@ class Supply:
             yield self.measured_batch(captions[first : first + size], other_image=other_image)
         texts = self._held_out(sets.num_texts if text and not other_image else 0)
         for first in range(rank * size, len(texts), world_size * size):
-            picks = _first_epoch(texts[first : first + size])
-            yield self._make(
-                _Draft(sets=sets, captions=NOTHING, texts=picks, keys=MaskKeys.validation()), self._rules()
-            )
+            yield self._held_out_batch(NOTHING, _first_epoch(texts[first : first + size]))
 
     def measured_batch(self, examples: Array, *, other_image: bool = False) -> Batch:
         """Return measured captions, int64 [n], as `validation_batches` brings them: the same words and RoIs masked."""
-        draft = _Draft(
+        return self._held_out_batch(_first_epoch(examples), NOTHING, other_image=other_image)
+
+    def _held_out_batch(self, captions: Picks, texts: Picks, *, other_image: bool = False) -> Batch:
+        draft = Draft(
             sets=self._validation,
-            captions=_first_epoch(examples),
-            texts=NOTHING,
             keys=MaskKeys.validation(),
+            captions=[captions],
+            texts=[texts],
+            steps=[0],
             other_image=other_image,
         )
-        return self._make(draft, self._rules(asks=not other_image))
+        return self._maker.make(draft).batch(0)
 
     def _held_out(self, num: int) -> Array:
         """Return which of `num` examples are measured, int64 rising: all, or as many as the limit, always the same."""
@@ -206,78 +179,6 @@ class Supply:
             return np.arange(num)
         return np.sort(Permutation(size=num, key=stream_key(0, "validation"))(np.arange(self._limit)))
 
-    def _rules(self, *, asks: bool = True, pin_memory: bool = False) -> RoiRules:
-        return RoiRules(
-            masking=self._config.masking,
-            feature_dim=self.feature_dim,
-            num_labels=self.num_labels,
-            labels_kept=self._meaning.labels_kept,
-            asks=asks,
-            pin_memory=pin_memory,
-        )
-
-    def _make(self, draft: "_Draft", rules: RoiRules) -> Batch:
-        """Return the batch of a draft."""
-        examples, epochs = draft.captions.examples, draft.captions.epochs
-        tokens, images, order = self._read_captions(draft)
-        if draft.sets.texts and len(draft.texts):
-            tokens = _joined(tokens, draft.sets.texts.tokens(draft.texts.examples))
-        examples = np.concatenate([examples[order], draft.texts.examples + draft.sets.num_captions])
-        keys = draft.keys.of(examples, np.concatenate([epochs[order], draft.texts.epochs]))
-        masked = mask_words(tokens, keys, self._config.masking, mask_id=self.mask_id, vocab_size=self.vocab_size)
-        words = Words(tokens=tokens, masked=masked, cls_id=self.cls_id, sep_id=self.sep_id)
-        rois = read_rois(images, keys.first(len(order)), rules, num_texts=len(draft.texts))
-        return assemble(words, rois, examples, draft.step)
-
-    def _read_captions(self, draft: "_Draft") -> tuple[TokenRuns, Images, Array]:
-        """Return words and images of the captions, truncated, and the order in which they stand in the batch."""
-        captions, examples = draft.sets.captions, draft.captions.examples
-        if captions is None or not len(examples):
-            nothing = np.zeros(0, np.int64)
-            tokens = TokenRuns(ids=nothing, starts_word=np.zeros(0, np.bool_), cu_lengths=np.zeros(1, np.int64))
-            return tokens, Images(folders=(), folder=nothing, image=nothing, stored=nothing, lengths=nothing), nothing
-        located, data = captions.locate(examples), self._config.data
-        folder, image = located.folder, located.image
-        stored = captions.stored_rois(folder, image)
-        text, rois = kept_lengths(captions.lengths(located) + 2, stored, data)
-        if draft.other_image:
-            folder, image = captions.other_images(examples)
-            stored = captions.stored_rois(folder, image)
-            # The words stay as they are with their own image; the other one's RoIs have what room is left.
-            rois = kept_lengths(np.full_like(text, 2), stored, data)[1]
-            if data.truncation == "joint":
-                rois = np.minimum(rois, data.max_length - text)
-        # RoIs are read folder by folder, so sequences are put in the order of their images' folders.
-        order = np.argsort(folder, kind="stable") if len(captions.folders) > 1 else np.arange(len(folder))
-        images = Images(
-            folders=captions.folders,
-            folder=folder[order],
-            image=image[order],
-            stored=stored[order],
-            lengths=rois[order] - 1,
-        )
-        return captions.tokens(located.ordered(order), text[order] - 2), images, order
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Draft:
-    """What a batch is to be made of."""
-
-    sets: Sets
-    captions: Picks
-    texts: Picks
-    keys: MaskKeys
-    step: int = 0
-    other_image: bool = False
-
 
 def _first_epoch(examples: Array) -> Picks:
     return Picks(examples=examples, epochs=np.zeros_like(examples))
-
-
-def _joined(first: TokenRuns, second: TokenRuns) -> TokenRuns:
-    return TokenRuns(
-        ids=np.concatenate([first.ids, second.ids]),
-        starts_word=np.concatenate([first.starts_word, second.starts_word]),
-        cu_lengths=np.concatenate([first.cu_lengths, second.cu_lengths[1:] + first.cu_lengths[-1]]),
-    )

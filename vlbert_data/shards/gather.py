@@ -25,7 +25,7 @@ class Picked:
     """
 
     def __init__(self, folder: ShardFolder, images: Array, num_rois: Array | None = None) -> None:
-        self._folder = folder
+        self._folder, self.images = folder, images
         self._stored: Array = folder.index.num_rois[images].astype(np.int64)  # [B]
         self.num_rois: Array = self._stored if num_rois is None else np.minimum(num_rois, self._stored)
         shards = folder.index.shard[images]
