@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data import token_file
+from vlbert_data import runs, token_file
+from vlbert_data.copies import Origins, address
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.manifest import FileEntry, render
 from vlbert_data.shards import files
@@ -126,6 +127,7 @@ class CorpusFolder:
     manifest: CorpusManifest
     file_starts: Array = field(repr=False)
     _files: dict[int, TokenFile] = field(default_factory=dict, repr=False)
+    _origins: dict[str, Origins] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def open(path: Path | str) -> "CorpusFolder":
@@ -173,33 +175,44 @@ class CorpusFolder:
         """Return the ids of tokens [start, stop) of a file, a read-only view of the mapped file, uint16 or uint32."""
         return self.file(file).ids[start:stop]
 
+    def origins(self, numbers: Array) -> Array:
+        """Return int64 [n, 4]: where ids, word bits, offsets and line starts of files begin in memory.
+
+        numbers: int [n]; a file is mapped at the first call.
+        """
+        if not self._origins:
+            self._origins.setdefault("files", Origins(self.num_files, 4, self._origin))
+        return self._origins["files"].of(numbers)
+
+    def _origin(self, number: int) -> list[int]:
+        file = self.file(number)
+        return [address(array) for array in (file.ids, file.word_bits, file.offsets, file.line_starts)]
+
     def gather(self, starts: Array, stops: Array) -> TokenRuns:
         """Return the tokens at positions [starts[i], stops[i]), one run after another, as copies with int64 ids.
 
         starts, stops: int64 [n], 0 <= starts <= stops. After the last token of the corpus comes the first one again.
         """
-        starts = np.asarray(starts, np.int64)
-        borders = token_file.run_borders(starts, stops)
-        ids = np.empty(borders[-1], np.int64)
-        words = np.empty(borders[-1], np.bool_)
-        numbers = np.searchsorted(self.file_starts, starts % max(self.num_tokens, 1), side="right") - 1
-        for start, number, begin, end in zip(
-            starts.tolist(), numbers.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True
-        ):
-            self._copy(start % self.num_tokens, number, ids[begin:end], words[begin:end])
+        starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        if (starts < 0).any() or (stops < starts).any():
+            raise ValueError("runs of tokens must begin at 0 or later and not end before they begin")
+        borders = runs.borders(stops - starts)
+        ids, words = np.empty(borders[-1], np.int64), np.empty(borders[-1], np.bool_)
+        numbers, places = self.locate(starts % max(self.num_tokens, 1))
+        into, left = borders[:-1].copy(), stops - starts
+        which = np.flatnonzero(left)
+        # A run that passes the end of its file goes on at the begin of the next one.
+        while len(which):
+            files = numbers[which]
+            sizes = np.minimum(left[which], self.file_starts[files + 1] - self.file_starts[files] - places[which])
+            read = token_file.read_runs(self.file(0).ids.dtype, self.origins(files), places[which], sizes)
+            targets = runs.places(into[which], sizes)
+            ids[targets], words[targets] = read.ids, read.starts_word
+            into[which] += sizes
+            left[which] -= sizes
+            numbers[which], places[which] = (files + 1) % self.num_files, 0
+            which = which[left[which] > 0]
         return TokenRuns(ids=ids, starts_word=words, cu_lengths=borders)
-
-    def _copy(self, position: int, number: int, ids: Array, words: Array) -> None:
-        """Fill ids and words with the tokens from `position`, which is in file `number`, on."""
-        done = 0
-        place = position - int(self.file_starts[number])
-        while done < len(ids):
-            file = self.file(number)
-            step = min(len(ids) - done, file.num_tokens - place)
-            ids[done : done + step] = file.ids[place : place + step]
-            words[done : done + step] = file.starts_word(place, place + step)
-            done += step
-            number, place = (number + 1) % self.num_files, 0
 
     def locate(self, positions: Array) -> tuple[Array, Array]:
         """Return for positions int64 [n] below num_tokens the file int64 [n] and the place in that file int64 [n]."""

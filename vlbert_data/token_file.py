@@ -11,10 +11,13 @@ In Arrow's layout of lists all ids of the file stand one after another, and the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from vlbert_data import runs
+from vlbert_data.copies import address, copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.types import Array
 
@@ -67,16 +70,6 @@ class TokenFile:
         first = start >> 3
         bits = np.unpackbits(self.word_bits[first : (stop + 7) >> 3], bitorder="little")
         return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
-
-    def back_to_word(self, position: int, reach: int) -> int:
-        """Return the last position in [position - reach, position] whose token begins a word; `position` if none does.
-
-        0 <= position - reach, position < T.
-        """
-        low = position - reach
-        data = self.word_bits[low >> 3 : (position >> 3) + 1].tobytes()
-        begins = (int.from_bytes(data, "little") >> (low & 7)) & ((1 << reach + 1) - 1)
-        return low + begins.bit_length() - 1 if begins else position
 
     def starts_word_at(self, positions: Array) -> Array:
         """Return bool, of the shape of `positions`: whether the token at each position 0..T-1 begins a word."""
@@ -161,17 +154,29 @@ def gather(file: TokenFile, starts: Array, stops: Array) -> TokenRuns:
 
     starts, stops: int64 [n], 0 <= starts <= stops <= T.
     """
-    starts = np.asarray(starts, np.int64)
-    cu_lengths = run_borders(starts, stops)
-    # Token t of the result stands at place t - (begin of its run) in its run.
-    positions = np.arange(cu_lengths[-1]) + np.repeat(starts - cu_lengths[:-1], np.diff(cu_lengths))
+    lengths = stops - starts
+    positions = runs.places(starts, lengths)
     return TokenRuns(
-        ids=file.ids[positions].astype(np.int64), starts_word=file.starts_word_at(positions), cu_lengths=cu_lengths
+        ids=file.ids[positions].astype(np.int64),
+        starts_word=file.starts_word_at(positions),
+        cu_lengths=runs.borders(lengths),
     )
 
 
-def run_borders(starts: Array, stops: Array) -> Array:
-    """Return int64 [n + 1]: where runs of these starts and stops, int64 [n], stand when put one after another."""
-    borders = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(np.asarray(stops, np.int64) - starts, out=borders[1:])
-    return borders
+def read_runs(dtype: np.dtype[Any], origins: Array, starts: Array, sizes: Array) -> TokenRuns:
+    """Return runs of tokens of several mapped files, as copies with int64 ids.
+
+    dtype: that of the stored ids. origins: int64 [n, 2 or more], where ids and word bits of each run's file begin in
+    memory. starts, sizes: int64 [n], tokens [start, start + size) of the file, which must be there.
+    """
+    cu_lengths = runs.borders(sizes)
+    ids, size = np.empty(cu_lengths[-1], dtype), dtype.itemsize
+    copy_runs(address(ids) + size * cu_lengths[:-1], origins[:, 0] + size * starts, size * sizes)
+    first = starts >> 3
+    num_bytes = ((starts + sizes + 7) >> 3) - first
+    borders = runs.borders(num_bytes)
+    data = np.empty(borders[-1], np.uint8)
+    copy_runs(address(data) + borders[:-1], origins[:, 1] + first, num_bytes)
+    bits = np.unpackbits(data, bitorder="little").view(np.bool_)
+    words = bits[runs.places(8 * borders[:-1] + (starts & 7), sizes)]
+    return TokenRuns(ids=ids.astype(np.int64), starts_word=words, cu_lengths=cu_lengths)

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vlbert_data import runs
+from vlbert_data.copies import address, copy_runs
 from vlbert_data.corpus import CorpusFolder
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.types import Array
@@ -23,6 +25,8 @@ POLICIES: tuple[Policy, ...] = ("document", "flat", "lines-joined")
 WORD_SLACK = 4
 # Documents that share one entry of the index: 64 make it 1/64 of the documents' number, and are scanned at once.
 BLOCK = 64
+# The number of the highest bit of 0 .. 2^(WORD_SLACK + 1) - 1.
+HIGHEST_BIT = np.array([number.bit_length() - 1 for number in range(2 << WORD_SLACK)])
 CHUNK_DOCUMENTS = BLOCK << 14
 
 
@@ -124,9 +128,11 @@ class LineWindows:
         windows = np.asarray(windows, np.int64)
         files = np.searchsorted(self.line_counts, windows, side="right") - 1
         lines = windows - self.line_counts[files]
-        starts = self.corpus.file_starts[files]
-        for row, (number, line) in enumerate(zip(files.tolist(), lines.tolist(), strict=True)):
-            starts[row] += self.corpus.file(number).line_starts[line]
+        begins = np.empty(len(lines), np.uint32)
+        size = np.full(len(lines), begins.itemsize)
+        sources = self.corpus.origins(files)[:, 3] + begins.itemsize * lines
+        copy_runs(address(begins) + runs.borders(size)[:-1], sources, size)
+        starts = self.corpus.file_starts[files] + begins
         return starts, starts + self.length
 
 
@@ -200,22 +206,33 @@ class DocumentWindows:
 
     def _offsets(self, blocks: Array) -> Array:
         """Return positions int64 [n, BLOCK + 1] of the borders of each block's documents, the last one repeated."""
+        files, first = self.block_file[blocks], self.block_document[blocks]
+        documents = np.array([entry.documents for entry in self.corpus.manifest.files])
+        num = np.minimum(BLOCK, documents[files] - first) + 1  # [n], borders of documents in each block
         offsets = np.empty((len(blocks), BLOCK + 1), np.int64)
-        files = self.block_file[blocks]
-        for row, (number, first) in enumerate(zip(files.tolist(), self.block_document[blocks].tolist(), strict=True)):
-            found = self.corpus.file(number).offsets[first : first + BLOCK + 1]
-            offsets[row, : len(found)] = found
-            offsets[row, len(found) :] = found[-1]
-        return offsets + self.corpus.file_starts[files][:, None]
+        size = offsets.itemsize
+        targets = address(offsets) + offsets.strides[0] * np.arange(len(blocks))
+        copy_runs(targets, self.corpus.origins(files)[:, 2] + size * first, size * num)
+        if (num <= BLOCK).any():
+            last = offsets[np.arange(len(blocks)), num - 1]
+            offsets = np.where(np.arange(BLOCK + 1) < num[:, None], offsets, last[:, None])
+        offsets += self.corpus.file_starts[files][:, None]
+        return offsets
 
     def _move_back(self, positions: Array, moves: Array, files: Array) -> None:
         """Move those of `positions` int64 [n] where `moves` bool [n] to the begin of a word, if one is near."""
-        slack = _slack(self.length)
-        for row in np.flatnonzero(moves).tolist():
-            number = int(files[row])
-            first = int(self.corpus.file_starts[number])
-            # A cut lies more than the slack behind its document's first token: see `_window_counts`.
-            positions[row] = first + self.corpus.file(number).back_to_word(int(positions[row]) - first, slack)
+        rows = np.flatnonzero(moves)
+        slack, files = _slack(self.length), files[rows]
+        places = positions[rows] - self.corpus.file_starts[files]
+        # A cut lies more than the slack behind its document's first token: see `_window_counts`.
+        low = places - slack
+        first = low >> 3
+        # The bits of up to 5 tokens, in one byte or two.
+        bits = np.zeros(len(rows), np.dtype("<u2"))
+        targets = address(bits) + bits.itemsize * np.arange(len(rows))
+        copy_runs(targets, self.corpus.origins(files)[:, 1] + first, (places >> 3) - first + 1)
+        begins = (bits >> (low & 7)) & ((1 << slack + 1) - 1)
+        positions[rows] -= np.where(begins > 0, slack - HIGHEST_BIT[begins], 0)
 
 
 def _slack(length: int) -> int:

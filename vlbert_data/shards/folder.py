@@ -7,7 +7,7 @@ import numpy as np
 
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
-from vlbert_data.copies import address
+from vlbert_data.copies import Origins, address
 from vlbert_data.errors import ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import Manifest
@@ -27,6 +27,7 @@ class ShardFolder:
     index: ImageIndex
     _shards: dict[int, MappedShard] = field(default_factory=dict, repr=False)
     _fields: dict[str, Field] = field(default_factory=dict, repr=False)
+    _origins: dict[str, Origins] = field(default_factory=dict, repr=False)
     # What is computed at the first call and then only looked up, by name.
     _tables: dict[str, Array] = field(default_factory=dict, repr=False)
 
@@ -68,18 +69,15 @@ class ShardFolder:
 
         A column is the byte of the file at which a field's column begins, 0 where the container stores no columns.
         """
-        table = self._tables.get("origins")
-        if table is None:
-            empty = np.zeros((len(self.manifest.shards), 2 + len(self.manifest.schema.fields())), np.int64)
-            table = self._tables.setdefault("origins", empty)
-        if not (found := table[shards])[:, 0].all():
-            for number in np.unique(shards[found[:, 0] == 0]).tolist():
-                shard = self.shard(number)
-                columns = shard.columns()
-                # At once, so that no other thread sees half a row.
-                table[number] = [address(shard.mapped), len(shard.mapped), *(columns[n] for n in self.field_numbers())]
-            found = table[shards]
-        return found
+        if not self._origins:
+            made = Origins(len(self.manifest.shards), 2 + len(self.field_numbers()), self._origin)
+            self._origins.setdefault("shards", made)
+        return self._origins["shards"].of(shards)
+
+    def _origin(self, number: int) -> list[int]:
+        shard = self.shard(number)
+        columns = shard.columns()
+        return [address(shard.mapped), len(shard.mapped), *(columns[name] for name in self.field_numbers())]
 
     def places(self, images: Array, origins: Array) -> Array:
         """Return int64 [f, B]: for each field the byte of its shard's file at which the array of each image begins.
