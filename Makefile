@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup browser test lint types tests clean
+.PHONY: setup browser test lint types tests docs clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ browser:
 
 tests: setup browser
 	$(BIN)/python -m pytest
+
+docs: setup
+	$(BIN)/python -m docs.make_cli
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

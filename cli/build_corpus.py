@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import console
+from cli.options import Choice
 
 if TYPE_CHECKING:
     from vlbert_data.corpus_build import CorpusResult, Progress
@@ -39,7 +40,7 @@ class SizeType(click.ParamType[int]):
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make, or to go on with.")
 @click.option(
     "--document",
-    type=click.Choice(DOCUMENTS),
+    type=Choice(DOCUMENTS),
     default="blank-line",
     show_default=True,
     help="What ends a document in .txt.",

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli import console
+from cli.options import Choice
 from vlbert_data.build.config import PUBLISHED_ROIS, BuildConfig, parse_part, read_toml
 from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import CONTAINERS
@@ -35,7 +36,7 @@ class PartType(click.ParamType[tuple[int, int]]):
     "--detector", required=True, help="annotations:FILE, annotations:source, hf:DIR_OR_NAME, vg-frcnn:WEIGHTS."
 )
 @click.option("--describer", help="hf:DIR_OR_NAME[:layer]; not needed where the detector describes too.")
-@click.option("--container", type=click.Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
+@click.option("--container", type=Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
 @click.option("--min-rois", type=int, help=f"Fill up with less confident RoIs to this number [{DEFAULTS.min_rois}].")
 @click.option("--max-rois", type=int, help=f"Most RoIs of an image [{DEFAULTS.max_rois}].")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import console
+from cli.options import Choice, complete_settings
 
 if TYPE_CHECKING:
     from vlbert_train.evaluate import OpenedRun, Report, TaskResult
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
 @click.option("--shards", multiple=True, required=True, help="Folder of shards to measure on; several are one set.")
 @click.option("--corpus", help="Folder of text-only examples, made by vlb build-corpus.")
 @click.option("--tokenizer", help="Where the run's tokenizer lies now, if it has moved.")
-@click.option("--set", "changes", multiple=True, metavar="A.B=C", help="One setting, such as data.caption_batch=8.")
-@click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="A.B=C",
+    shell_complete=complete_settings,
+    help="One setting, such as data.caption_batch=8.",
+)
+@click.option("--device", type=Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of examples: one file.")
 @click.option("--html-examples", type=click.IntRange(1), default=200, show_default=True, help="Captions on the page.")

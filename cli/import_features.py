@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli import console
+from cli.options import Choice
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.manifest import CONTAINERS
 
@@ -20,10 +21,10 @@ DEFAULTS = BuildConfig()
 @click.option("--image-sizes", type=click.Path(path_type=Path), help="Sizes of the original images, likewise.")
 @click.option("--key-pattern", help="Regular expression that finds the image id in a key; its first group if any.")
 @click.option("--label-space", help="What the classes are called together, where the format does not settle it.")
-@click.option("--background", type=click.Choice(["first", "last", "none"]), help="Where the class 'no object' stands.")
+@click.option("--background", type=Choice(["first", "last", "none"]), help="Where the class 'no object' stands.")
 @click.option("--no-labels", is_flag=True, help="Leave classes out: features only.")
 @click.option("--class-names", type=click.Path(path_type=Path), help="Names by id, a line each, or a label map JSON.")
-@click.option("--container", type=click.Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
+@click.option("--container", type=Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
 @click.option("--label-topk", type=int, help=f"Classes kept of a distribution [{DEFAULTS.label_topk}].")
 @click.option("--max-rejects", type=float, help=f"Share below 1, or number of inputs [{DEFAULTS.max_rejects}].")

@@ -3,14 +3,15 @@
 Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage.
 """
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
+from cli.options import did_you_mean
 from vlbert_data import __version__
 from vlbert_data.errors import VlbError
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure a trained model: masked words with and without images, masked RoIs."),
     "convert-weights": ("cli.convert_weights", "Put the Visual Genome detector's weights and names into one folder."),
     "convert-checkpoint": ("cli.convert_checkpoint", "Turn a published VL-BERT checkpoint into our layout."),
+    "completion": ("cli.completion", "Print the script by which bash, zsh or fish completes vlb's commands."),
 }
 
 
@@ -46,10 +48,15 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that `args` begin with, or fail with the nearest names."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else " vlb --help lists the commands."
+            hint = did_you_mean(args[0], list(COMMANDS)) or " vlb --help lists the commands."
             ctx.fail(f"There is no command '{args[0]}'.{hint}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands that begin like this without importing one of them; options after a dash."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing one of them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import console
+from cli.options import Choice, complete_presets, complete_settings
 
 if TYPE_CHECKING:
     from vlbert_train.config import PretrainConfig
@@ -32,15 +33,24 @@ ONLY_NEW = ("preset", "config_file", "init_from", "out")
 @click.option("--shards", multiple=True, help="Folder of shards to learn from; may be given several times.")
 @click.option("--corpus", help="Folder of text-only examples, made by vlb build-corpus.")
 @click.option("--tokenizer", help="tokenizer.json, vocab.txt, a folder, or a name on the hub.")
-@click.option("--preset", help="Settings to begin with: tiny, vlbert-base, vlbert-large.")
+@click.option(
+    "--preset", shell_complete=complete_presets, help="Settings to begin with: tiny, vlbert-base, vlbert-large."
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings.")
-@click.option("--set", "changes", multiple=True, metavar="A.B=C", help="One setting, such as run.steps=300.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="A.B=C",
+    shell_complete=complete_settings,
+    help="One setting, such as run.steps=300.",
+)
 @click.option("--init-from", help="BERT or VL-BERT weights to start from: a folder or a name on the hub.")
 @click.option("--val-shards", multiple=True, help="Folder of shards that are only validated on.")
 @click.option("--val-fraction", type=float, help="Share of the images to keep aside for validation.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder to make.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Run folder, or checkpoint in one, to go on with.")
-@click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), help="Where the model computes.")
+@click.option("--device", type=Choice(("auto", "cpu", "cuda")), help="Where the model computes.")
 def command(
     preset: str | None,
     config_file: Path | None,

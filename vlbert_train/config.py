@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,7 +263,9 @@ def preset(name: str) -> PretrainConfig:
         ConfigError: there is none of that name.
     """
     if name not in preset_names():
-        raise ConfigError(f"there is no preset {name!r}; there are {', '.join(preset_names())}.")
+        near = get_close_matches(name, preset_names(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no preset {name!r}; there are {', '.join(preset_names())}.{hint}")
     return load_toml(RECIPES / f"{name}.toml")
 
 

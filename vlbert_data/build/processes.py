@@ -3,22 +3,40 @@
 They are spawned, not forked: a fork of a process that runs torch's threads can inherit a lock that nobody will free.
 """
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-from multiprocessing.context import SpawnContext
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+
+
+class _Helper(SpawnProcess):
+    """A process that is born with Ctrl-C held back: it would end in a traceback before `follow_parent` is reached."""
+
+    def start(self) -> None:
+        # Started now, because whoever starts it lets Ctrl-C through again.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    Process = _Helper
 
 
 def spawn_context() -> SpawnContext:
-    """Return the way in which all helper processes are started."""
-    return multiprocessing.get_context("spawn")
+    """Return the way in which all helper processes are started; each must call `follow_parent` first."""
+    return _Context()
 
 
 def follow_parent() -> None:
     """Make this helper process ignore Ctrl-C (its parent decides) and end when its parent is gone, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     assert parent is not None, "only helper processes follow a parent"
     threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
