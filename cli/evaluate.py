@@ -1,6 +1,7 @@
 """`vlb evaluate`: what a run has learned, on images it may never have seen."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from cli.options import Choice, complete_settings
 
 if TYPE_CHECKING:
     from vlbert_train.evaluate import OpenedRun, Report, TaskResult
+    from vlbert_train.word_groups import GroupResult
 
 
 @click.command(name="evaluate", no_args_is_help=True)
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 @click.option("--shards", multiple=True, required=True, help="Folder of shards to measure on; several are one set.")
 @click.option("--corpus", help="Folder of text-only examples, made by vlb build-corpus.")
 @click.option("--tokenizer", help="Where the run's tokenizer lies now, if it has moved.")
+@click.option(
+    "--words", type=click.Path(path_type=Path), help="Measure named words: a file of NAME: WORD WORD ... lines."
+)
 @click.option(
     "--set",
     "changes",
@@ -36,6 +41,7 @@ def command(
     shards: tuple[str, ...],
     corpus: str | None,
     tokenizer: str | None,
+    words: Path | None,
     changes: tuple[str, ...],
     device: str,
     as_json: bool,
@@ -47,6 +53,7 @@ def command(
 
     RUN: a run folder (its newest checkpoint) or one checkpoint in it. Masks are the same at every call. --html shows
     captions with their masked words and RoIs, and what the model guesses with the right image and with another one.
+    Words that --words names are hidden one at a time, with everything else shown.
 
     \b
     vlb evaluate runs/base --shards cc-val --corpus wiki-val --html guesses.html
@@ -55,7 +62,7 @@ def command(
         raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
     from vlbert_train import evaluate
 
-    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer)
+    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer, words=words)
     opened = evaluate.open_run(run, data, changes=[*changes, f"run.device={device}"])
     report = evaluate.report(opened)
     if html is not None:
@@ -97,6 +104,21 @@ def _print(report: "Report") -> None:
     if report.roi_baseline is not None:
         click.echo(f"most frequent class of masked RoIs: {report.roi_baseline_class}, {report.roi_baseline:.1%}")
     click.echo(f"on {report.caption_examples:,} captions and {report.text_examples:,} texts")
+    if report.named_words:
+        _print_named_words(report.named_words)
+
+
+def _print_named_words(results: "Sequence[GroupResult]") -> None:
+    from rich.table import Table
+
+    title = "named words, each hidden alone (chance: the most frequent word of its group)"
+    columns = ("", "right image", "another image", "chance", "asked")
+    table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for result in results:
+        other = "-" if result.with_other_image is None else f"{result.with_other_image:.1%}"
+        table.add_row(result.name, f"{result.with_image:.1%}", other, f"{result.chance:.1%}", f"{result.asked:,}")
+    console.out().print()
+    console.out().print(table)
 
 
 def _cells(result: "TaskResult") -> tuple[str, str, str]:

@@ -49,6 +49,7 @@ FLOORS = {
     "vlbert_train.metrics": 5,
     "vlbert_train.run_folder": 5,
     "vlbert_train.learner": 6,
+    "vlbert_train.word_groups": 6,
     "vlbert_train.evaluate": 6,
     "vlbert_train.guesses": 6,
     "vlbert_train.trainer": 6,

@@ -24,6 +24,7 @@ from vlbert_train.loss import asked_counts
 from vlbert_train.metrics import TASKS, task_figures
 from vlbert_train.model import VLBertForPreTraining
 from vlbert_train.supply import Supply
+from vlbert_train.word_groups import GroupResult, WordGroup, count_guesses, group_results, named_tokens, read_groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +101,7 @@ class Report:
 
     roi_baseline: share of asked RoIs whose likeliest class is `roi_baseline_class`, the most frequent one.
     visual_gain: accuracy of words_with_image minus that of words_with_other_image. None: nothing to measure it on.
+    named_words: a result for each group of named words, then one for all; empty where none were named or found.
     """
 
     checkpoint: str
@@ -113,6 +115,7 @@ class Report:
     visual_gain: float | None
     roi_baseline: float | None
     roi_baseline_class: str | None
+    named_words: tuple[GroupResult, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -130,21 +133,23 @@ def gain(right: TaskResult, other: TaskResult) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationData:
-    """What to measure on. tokenizer: where it lies, none: where the run found it."""
+    """What to measure on. tokenizer: where it lies, none: where the run found it. words: see `read_groups`."""
 
     shards: tuple[str, ...]
     corpus: str | None = None
     tokenizer: str | None = None
+    words: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedRun:
-    """A checkpoint's model and the data that it is to be measured on."""
+    """A checkpoint's model and the data that it is to be measured on; named: words to be measured by themselves."""
 
     forward: Forward
     supply: Supply
     checkpoint: Path
     step: int
+    named: tuple[WordGroup, ...] = ()
 
 
 def evaluate(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -> Report:
@@ -172,10 +177,11 @@ def open_run(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -
         config = with_data(config, tokenizer=data.tokenizer)
     supply = open_evaluation(data.shards, data.corpus, config)
     _refuse_other_meaning(chosen, state.data, supply)
+    groups = read_groups(data.words, supply.tokenizer) if data.words is not None else ()
     with no_bars():
         model = VLBertForPreTraining.from_pretrained(chosen)
     forward = Forward(model, config.run, choose_device(config.run.device, 0))
-    return OpenedRun(forward=forward, supply=supply, checkpoint=chosen, step=state.step)
+    return OpenedRun(forward=forward, supply=supply, checkpoint=chosen, step=state.step, named=groups)
 
 
 def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supply) -> None:
@@ -214,4 +220,15 @@ def report(opened: OpenedRun) -> Report:
         visual_gain=gain(right.task("words_with_image"), other.task("words_with_image")),
         roi_baseline=None if frequent is None else float(right.roi_classes[frequent] / right.roi_classes.sum()),
         roi_baseline_class=None if frequent is None or names is None else names[frequent],
+        named_words=_named_words(opened) if opened.named else (),
     )
+
+
+def _named_words(opened: OpenedRun) -> tuple[GroupResult, ...]:
+    forward, supply = opened.forward, opened.supply
+    named = named_tokens(opened.named, supply.vocab_size)
+    right, other = (
+        count_guesses(forward, supply.named_word_batches(named, other_image=is_other), supply.vocab_size)
+        for is_other in (False, True)
+    )
+    return group_results(opened.named, right, other)

@@ -14,7 +14,7 @@ from vlbert_data.types import Array
 from vlbert_train.assemble import Layout, Packed, Words, pack
 from vlbert_train.batch import Batch
 from vlbert_train.config import DataConfig, MaskingConfig
-from vlbert_train.masking import MaskKeys, mask_words
+from vlbert_train.masking import MaskKeys, NamedWords, hide_named, mask_words
 from vlbert_train.rois import Images, RoiRules, StoredFeatures, read_rois
 from vlbert_train.schedule import Picks
 from vlbert_train.sets import Meaning, Sets
@@ -25,7 +25,8 @@ from vlbert_train.truncation import kept_lengths
 class Draft:
     """What the batches of a group are made of: for each its captions and its texts, and the step that it belongs to.
 
-    other_image: each caption with the RoIs of another example's image, which are masked but not asked.
+    other_image: each caption with the RoIs of another example's image, which are masked but not asked. named: the words
+    to hide in place of random ones.
     """
 
     sets: Sets
@@ -34,6 +35,7 @@ class Draft:
     texts: Sequence[Picks]
     steps: Sequence[int]
     other_image: bool = False
+    named: NamedWords | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +75,11 @@ class Maker:
         tokens, images = self._read_captions(draft, captions.examples, layout.captions)
         if draft.sets.texts and len(texts):
             tokens = _merged_runs(has_image, tokens, draft.sets.texts.tokens(texts.examples))
-        special = self.meaning.tokenizer.special_ids
-        masked = mask_words(
-            tokens, keys, self.masking, mask_id=special.mask, vocab_size=self.meaning.tokenizer.vocab_size
-        )
+        special, vocab_size = self.meaning.tokenizer.special_ids, self.meaning.tokenizer.vocab_size
+        if draft.named is not None:
+            masked = hide_named(tokens, draft.named, mask_id=special.mask)
+        else:
+            masked = mask_words(tokens, keys, self.masking, mask_id=special.mask, vocab_size=vocab_size)
         rules = RoiRules(
             masking=self.masking,
             feature_dim=self.meaning.feature_dim,

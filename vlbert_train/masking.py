@@ -89,6 +89,25 @@ def mask_words(
     return MaskedWords(shown=shown, asked=asked)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedWords:
+    """The words `number`, counted from 0 in each sequence, of those whose tokens are True in `tokens`, bool [V]."""
+
+    tokens: Array
+    number: int
+
+
+def hide_named(tokens: TokenRuns, named: NamedWords, *, mask_id: int) -> MaskedWords:
+    """Return sequences whose named word is hidden and asked; nothing is asked of those that have no such word."""
+    places = np.flatnonzero(named.tokens[tokens.ids])  # [k], of all words that are named
+    before, after = np.searchsorted(places, [tokens.cu_lengths[:-1], tokens.cu_lengths[1:]])  # [n] each
+    chosen = before + named.number
+    asked: Array = places[chosen[chosen < after]]
+    shown = tokens.ids.copy()
+    shown[asked] = mask_id
+    return MaskedWords(shown=shown, asked=asked)
+
+
 def mask_rois(lengths: Array, keys: MaskKeys, masking: MaskingConfig) -> tuple[Array, Array]:
     """Return (asked, hidden), bool [R] each, for images of `lengths`, int64 [n], RoIs; a hidden one is asked.
 

@@ -4,6 +4,7 @@ Text-only examples are numbered behind the caption examples: text i is example `
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from vlbert_train.batch import Batch
 from vlbert_train.config import PretrainConfig
 from vlbert_train.group import Draft, Group, Maker
 from vlbert_train.hashing import Permutation, stream_key
-from vlbert_train.masking import MaskKeys
+from vlbert_train.masking import MaskKeys, NamedWords
 from vlbert_train.once import Once
 from vlbert_train.schedule import NOTHING, Picks, Schedule
 from vlbert_train.sets import Meaning, Sets
@@ -162,6 +163,34 @@ class Supply:
         """Return measured captions, int64 [n], as `validation_batches` brings them: the same words and RoIs masked."""
         return self._held_out_batch(_first_epoch(examples), NOTHING, other_image=other_image)
 
+    def named_word_batches(self, named: Array, *, other_image: bool = False) -> Iterator[Batch]:
+        """Yield what is held out once for each named word in it: that word alone is hidden, no RoI is.
+
+        named: bool [V], the tokens that are named words. other_image: as in `validation_batches`.
+        """
+        sets, data = self._validation, self._config.data
+        if sets.captions is None or (other_image and sets.captions.num_images < 2):
+            return
+        masking = replace(self._config.masking, word_share=1.0, roi_share=0.0)
+        maker = Maker(data=data, masking=masking, meaning=self._meaning)
+        size, held_out = max(1, data.caption_batch + data.text_batch), self._held_out(sets.num_captions)
+        for first in range(0, len(held_out), size):
+            examples, number = held_out[first : first + size], 0
+            while len(examples):
+                draft = Draft(
+                    sets=sets,
+                    keys=MaskKeys.validation(),
+                    captions=[_first_epoch(examples)],
+                    texts=[NOTHING],
+                    steps=[0],
+                    other_image=other_image,
+                    named=NamedWords(tokens=named, number=number),
+                )
+                batch = maker.make(draft).batch(0)
+                yield batch
+                # Captions without a word of this number have none of the next.
+                examples, number = _asking(batch), number + 1
+
     def _held_out_batch(self, captions: Picks, texts: Picks, *, other_image: bool = False) -> Batch:
         draft = Draft(
             sets=self._validation,
@@ -178,6 +207,14 @@ class Supply:
         if self._limit is None or num <= self._limit:
             return np.arange(num)
         return np.sort(Permutation(size=num, key=stream_key(0, "validation"))(np.arange(self._limit)))
+
+
+def _asking(batch: Batch) -> Array:
+    """Return the examples of a batch that have an asked word, int64, in the batch's order."""
+    slots = batch.word_target_slots.numpy()
+    sequences = np.unique(np.searchsorted(batch.cu_seqlens.numpy(), slots, side="right") - 1)
+    found: Array = batch.example_ids.numpy()[sequences]
+    return found
 
 
 def _first_epoch(examples: Array) -> Picks:
