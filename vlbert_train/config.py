@@ -132,6 +132,10 @@ class ModelConfig:
     max_position_embeddings: int = setting(512, "positions that have an embedding", low=4, high=2**20)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and layer outputs", low=0.0, high=0.99)
     attention_probs_dropout_prob: float = setting(0.1, "dropout of attention weights", low=0.0, high=0.99)
+    initializer_range: float = setting(0.02, "spread of the first weights; narrow models want more", low=0.0, high=10.0)
+    visual_gain_init: float = setting(
+        0.0, "gain of the visual norms at the start; 0, as published: a model started from BERT begins blind", low=0.0
+    )
     attention: Literal["auto", "sdpa", "varlen"] = setting("auto", "attention kernel; auto: varlen where it can run")
     init_from: str | None = setting(None, "BERT or VL-BERT weights to start from: a directory or a hub name")
 

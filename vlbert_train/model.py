@@ -60,6 +60,8 @@ def config_of(config: ModelConfig, *, vocab_size: int, feature_dim: int, num_lab
         max_position_embeddings=config.max_position_embeddings,
         hidden_dropout_prob=config.hidden_dropout_prob,
         attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        initializer_range=config.initializer_range,
+        visual_gain_init=config.visual_gain_init,
         attention=config.attention,
     )
 
