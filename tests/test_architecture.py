@@ -16,6 +16,7 @@ FLOORS = {
     "vlbert_data.errors": 0,
     "vlbert_data.types": 0,
     "vlbert_data.boxes": 0,
+    "vlbert_data.halves": 0,
     "vlbert_data.memory": 0,
     "vlbert_data.runs": 0,
     "vlbert_data.copies": 0,

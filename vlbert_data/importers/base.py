@@ -115,7 +115,10 @@ class FormatOptions:
 
 
 class Importer(Protocol):
-    """An opened input. Picklable, and light when pickled: worker processes get a copy and open files by themselves."""
+    """An opened input. Picklable: worker processes get a copy and open files by themselves.
+
+    Where it is crash-proof, several threads read from it at once.
+    """
 
     @property
     def traits(self) -> Traits:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.placed_file import PlacedFile
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import captions_of, id_hash
@@ -35,7 +36,7 @@ class CaptionFile:
     kind: how an entry is written. unusable: lines that hold no caption of an image.
     """
 
-    path: Path
+    file: PlacedFile
     kind: str
     facts: FileFacts
     alias_hashes: Array = field(repr=False)
@@ -44,6 +45,11 @@ class CaptionFile:
     counts: Array = field(repr=False)
     held: bytes = field(repr=False)
     unusable: int
+
+    @property
+    def path(self) -> Path:
+        """Return the file's path."""
+        return self.file.path
 
     def of(self, image_id: str) -> tuple[str, ...]:
         """Return the captions of an image, in the order of the file; () where it has none.
@@ -81,12 +87,8 @@ class CaptionFile:
         start, stop = self.places[entry : entry + 2].tolist()
         if self.held:
             return self.held[start:stop]
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(start)
-                return stream.readline().rstrip(b"\r\n")
-        except OSError as error:
-            raise RecordRejectedError("caption not readable", f"{self.path}: {error.strerror}") from error
+        # Lines without a caption may stand behind it.
+        return self.file.read(start, stop - start).partition(b"\n")[0].rstrip(b"\r")
 
 
 def open_captions(path: Path) -> CaptionFile:
@@ -108,9 +110,10 @@ def open_captions(path: Path) -> CaptionFile:
 def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: bytes) -> CaptionFile:
     # Plain lists of so many numbers would take five times the memory.
     hashes, entries, places, counts = array("Q"), array("q"), array("q"), array("q")
-    unusable = 0
+    unusable = end = 0
     for place, text in lines:
         entry = PARSERS[kind](text)
+        end = place + len(text)
         if entry is None:
             unusable += 1
             continue
@@ -124,10 +127,10 @@ def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: by
             f"{path}: no line holds a caption of an image ({unusable} lines). Expected COCO captions JSON; JSONL with "
             "image_id and caption; or a table: image TAB caption, or caption TAB url."
         )
-    places.append(len(held))
+    places.append(end)
     order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
     return CaptionFile(
-        path=path,
+        file=PlacedFile(path),
         kind=kind,
         facts=hash_file(path, name=path.name),
         alias_hashes=np.frombuffer(hashes, np.uint64)[order],

@@ -72,12 +72,13 @@ def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> i
     return num_bytes // (4 * num_rows)
 
 
-def parse_count(text: bytes, what: str, most: int = 2**31 - 1) -> int:
+def parse_count(text: bytes | memoryview, what: str, most: int = 2**31 - 1) -> int:
     """Return the positive integer that `text` states.
 
     Raises:
         RecordRejectedError: "bad number": not digits alone, zero, or more than `most`.
     """
-    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= most:
-        raise RecordRejectedError("bad number", f"{what} is {text[:20]!r}; expected an integer from 1 to {most}")
-    return int(text)
+    digits = bytes(text[:20])
+    if not _DIGITS.fullmatch(digits) or not 1 <= int(digits) <= most:
+        raise RecordRejectedError("bad number", f"{what} is {digits!r}; expected an integer from 1 to {most}")
+    return int(digits)

@@ -26,7 +26,7 @@ from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_k
 from vlbert_data.importers.rows import Rows, index_files
 from vlbert_data.types import Array
 
-Columns = dict[str, bytes]
+Columns = dict[str, memoryview]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

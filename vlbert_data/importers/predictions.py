@@ -35,14 +35,14 @@ def convention_of(class_names: tuple[str, ...] | None, evidence: str) -> LabelCo
     )
 
 
-def parse_json_column(column: bytes) -> dict[str, Any]:
+def parse_json_column(column: bytes | memoryview) -> dict[str, Any]:
     """Return the JSON object in a column.
 
     Raises:
         RecordRejectedError: "bad JSON".
     """
     try:
-        value = json.loads(column)
+        value = json.loads(bytes(column))
     except (ValueError, RecursionError) as error:
         raise RecordRejectedError("bad JSON", str(error)[:200]) from error
     if not isinstance(value, dict):
