@@ -19,6 +19,8 @@ from vlbert_data.errors import VlbError
 COMMANDS = {
     "build-shards": ("cli.build_shards", "Describe images once: RoI features and labels into LMDB or HDF5 shards."),
     "import-features": ("cli.import_features", "Take over RoI features from the files of other projects."),
+    "compare-features": ("cli.compare_features", "Say whether two sets of features describe the same images alike."),
+    "extract-subset": ("cli.extract_subset", "Copy some images of a shard folder into a new one."),
     "inspect-shard": ("cli.inspect_shard", "Show what a shard or a folder of shards holds and whether it is sound."),
     "build-corpus": ("cli.build_corpus", "Tokenise text files into a corpus that training maps into memory."),
     "pretrain": ("cli.pretrain", "Pretrain VL-BERT on shards and text, or resume a run."),
