@@ -6,6 +6,8 @@ const pictures = JSON.parse(document.getElementById("pictures").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 // Cards this far outside the window are drawn ahead; those farther away are emptied again.
 const AHEAD = "1200px 0px";
+// So long a frame may draw cards: a quarter to a half of what a smooth one has.
+const DRAWING_MS = 6;
 
 /** Return an element; properties that begin with "on" are listeners, "--x" custom properties, others attributes. */
 function el(tag, properties, ...children) {
@@ -206,17 +208,31 @@ function joined(shape, source, alt, rois, rows, name, chosen) {
 
 /** Draw cards as they come near the window and empty them as they go: thousands stay as quick as a few. */
 function lazily(cards, draw) {
-  const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      const card = entry.target;
-      if (entry.isIntersecting && !card.firstChild) card.append(...draw(Number(card.dataset.number)));
-      else if (!entry.isIntersecting && card.firstChild && !card.contains(document.activeElement)) card.replaceChildren();
+  const waiting = new Set();
+  let isAtWork = false;
+  const work = () => {
+    const end = performance.now() + DRAWING_MS;
+    for (const card of waiting) {
+      if (performance.now() > end) break;
+      waiting.delete(card);
+      card.replaceChildren(...draw(Number(card.dataset.number)));
     }
+    isAtWork = waiting.size > 0;
+    if (isAtWork) requestAnimationFrame(work);
+  };
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target: card, isIntersecting } of entries) {
+      if (!isIntersecting) waiting.delete(card); // it went by before its turn came
+      if (isIntersecting && !card.firstChild) waiting.add(card);
+      else if (!isIntersecting && card.firstChild && !card.contains(document.activeElement)) card.replaceChildren();
+    }
+    if (waiting.size && !isAtWork) work();
   }, { rootMargin: AHEAD });
   cards.forEach((card) => seen.observe(card));
-  return () => cards.forEach((card) => {
-    if (card.firstChild) card.replaceChildren(...draw(Number(card.dataset.number)));
-  });
+  return () => {
+    cards.filter((card) => card.firstChild).forEach((card) => waiting.add(card));
+    if (waiting.size && !isAtWork) work();
+  };
 }
 
 /** Return the large view, a dialog whose contents `draw(i)` gives; `order()` gives the numbers to leaf through. */
