@@ -178,8 +178,10 @@ def test_a_score_dims_rois_below_it_and_a_bar_of_the_histogram_filters(opened: B
     found = records(folder)
     opened.script("const s = document.getElementById('score'); s.value = 0.7; s.dispatchEvent(new Event('input'))")
     dimmed = sum(score < 0.7 for score in found[5].rois.scores.round(3).tolist())
-    assert 0 < dimmed
-    opened.wait_for(f"return document.querySelectorAll('{CARD} .roi.out').length === {dimmed}".replace("'5'", '"5"'))
+    assert dimmed > 0
+    opened.wait_for(
+        "return document.querySelectorAll(arguments[0]).length === arguments[1]", f"{CARD} .roi.out", dimmed
+    )
     low, high = opened.script(
         "const b = document.querySelector('.bars button'); return [+b.dataset.low, +b.dataset.high]"
     )
