@@ -130,7 +130,9 @@ def test_pieces_are_what_a_person_reads(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def page(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "guesses.html"
+    (path.parent / "words.txt").write_text("colours: red green\nshapes: circle\n")
     options = ["--shards", world.shards, "--html", str(path), "--html-examples", "20"]
+    options += ["--words", str(path.parent / "words.txt")]
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(world.run), *options, "--set", "masking.roi_share=0.5"])
     assert not stop.value.code
@@ -231,7 +233,9 @@ def test_the_page_asks_no_network_logs_nothing_and_can_be_read(browser: Browser,
     tiles = browser.script(
         "return [...document.querySelectorAll('.tile dd')].map((tile) => tile.firstChild.textContent)"
     )
-    assert tiles[0] == f"{100 * figures['words_with_image']['accuracy']:.1f} %"
+    assert tiles[0] == f"{100 * figures['words_with_image']['accuracy']:.1f}\u202f%"
+    groups = browser.script("return [...document.querySelectorAll('.groups .chart')].map((group) => group.ariaLabel)")
+    assert [label.split(":")[0] for label in groups] == [group["name"] for group in figures["named_words"]] != []
     assert faint_texts(browser) == []
     browser.click(".card .open")
     assert faint_texts(browser) == []

@@ -46,7 +46,7 @@ function size(bytes) {
 }
 
 function percent(share, digits = 0) {
-  return `${number(100 * share, digits)} %`;
+  return `${number(100 * share, digits)}\u202f%`; // a narrow space at which no line is broken
 }
 
 function plural(count, one, many = `${one}s`) {

@@ -41,6 +41,30 @@ function tiles() {
   ];
 }
 
+// Named words: what --words named, each hidden alone
+
+function namedWords() {
+  const groups = report.named_words;
+  if (!groups.length) return null;
+  return el("section", { "aria-labelledby": "named" },
+    el("div", { class: "over" }, el("h2", { id: "named" }, "Named words"),
+      el("p", { class: "legend" }, "each hidden alone, everything else shown: ", el("i", { class: "key right" }), " with its image ",
+        el("i", { class: "key" }), " with another image ", el("i", { class: "key chance" }), " always the most frequent word")),
+    el("div", { class: "charts groups" }, groups.map(namedGroup)));
+}
+
+function namedGroup({ name, with_image: right, with_other_image: other, chance, asked }) {
+  const said = `${name}: ${percent(right, 1)} with the image, ` +
+    `${other === null ? "" : `${percent(other, 1)} with another, `}${percent(chance, 1)} by chance, ${number(asked)} asked`;
+  const bar = (value, kind) => el("div", { class: "meter" }, el("i", { class: kind, "width%": 100 * value }));
+  return el("div", { class: "chart", role: "img", "aria-label": said },
+    el("div", { class: "pair" }, el("h3", null, name), el("span", { class: "soft num" }, `${number(asked)} asked`)),
+    el("div", { class: "meters" }, bar(right, "right"), other === null ? null : bar(other, ""),
+      el("i", { class: "tick", "--at": `${100 * chance}%` })),
+    el("div", { class: "pair num" }, el("strong", null, percent(right, 1)),
+      el("span", { class: "soft" }, `${other === null ? "" : `${percent(other, 1)}, `}chance ${percent(chance, 1)}`)));
+}
+
 // One example
 
 function caption(example) {
@@ -194,7 +218,7 @@ function gallery() {
     grid, nothing);
 }
 
-document.getElementById("page").append(el("main", null, head(), gallery()),
+document.getElementById("page").append(el("main", null, ...[head(), namedWords(), gallery()].filter(Boolean)),
   el("footer", null, `Made by vlb ${data.version} evaluate. Everything is in this file; it asks no network for anything. ` +
     "Point at a row, a word or a box; arrow keys move, Enter opens the example, ← and → leaf."));
 const openLarge = largeView(() => visible, drawLarge);
