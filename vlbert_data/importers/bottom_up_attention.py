@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlbert_data.importers.base import ABSENT, FormatOptions
 from vlbert_data.importers.feature_rows import FeatureRows, Layout, open_rows
-from vlbert_data.importers.rows import first_line
+from vlbert_data.importers.rows import sniff_lines
 
 NAME = "bottom-up-attention"
 LAYOUT = Layout(format=NAME, columns=("key", "width", "height", "num_boxes", "boxes", "features"))
@@ -16,7 +16,11 @@ LAYOUT = Layout(format=NAME, columns=("key", "width", "height", "num_boxes", "bo
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    columns = (first_line(path) or b"").split(b"\t")
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
+    columns = line.split(b"\t")
     if len(columns) == len(LAYOUT.columns) and all(text.isdigit() for text in columns[1:4]):
         return "6 columns, the second to fourth whole numbers"
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention
 from vlbert_data.importers.feature_rows import FeatureRows, Layout, Widths, open_rows
-from vlbert_data.importers.rows import first_line
+from vlbert_data.importers.rows import sniff_lines
 
 NAME = "lxmert"
 LAYOUT = Layout(
@@ -33,7 +33,11 @@ LABEL_SPACE = "vg1600-butd"
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    columns = (first_line(path) or b"").split(b"\t")
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
+    columns = line.split(b"\t")
     if len(columns) == len(LAYOUT.columns) and all(columns[place].isdigit() for place in (1, 2, 7)):
         return "10 columns, the second, third and eighth whole numbers"
     return None

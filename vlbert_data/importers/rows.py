@@ -32,6 +32,7 @@ RETURN = ord("\r")
 # 1,600 class and 400 attribute probabilities and 2,054 numbers for 100 RoIs are 2.2 MB of base64.
 LONGEST_ROW_BYTES = 64 << 20
 SNIFFED_BYTES = 8 << 20
+LINES_SNIFFED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +167,10 @@ def _count_tabs(chunk: bytearray, begin: int, end: int) -> int:
     return tabs
 
 
-def first_line(path: Path) -> bytes | None:
-    """Return the first line of a text file without its line end; None for a folder, or where there is no line end soon.
+def sniff_lines(path: Path, look: Callable[[bytes], str | None]) -> str | None:
+    """Return what `look` finds in one of the first lines of a text file, which may be damaged; None for a folder.
 
-    A compressed file has none either.
+    A compressed file has no lines.
     """
     if not path.is_file():
         return None
@@ -179,5 +180,7 @@ def first_line(path: Path) -> bytes | None:
         return None
     if compression_of(start) is not None:
         return None
-    line, end, _ = start.removeprefix(UTF8_BOM).partition(b"\n")
-    return line.rstrip(b"\r") if end or len(start) < SNIFFED_BYTES else None
+    lines = start.removeprefix(UTF8_BOM).split(b"\n", LINES_SNIFFED)
+    # What comes last is not a whole line, or not even the last line of the file.
+    whole = lines[:-1] if len(start) == SNIFFED_BYTES else lines
+    return next((found for line in whole[:LINES_SNIFFED] if (found := look(line.rstrip(b"\r"))) is not None), None)

@@ -18,7 +18,7 @@ from vlbert_data.importers import predictions
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, decode_rows
 from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
-from vlbert_data.importers.rows import Rows, first_line, index_files
+from vlbert_data.importers.rows import Rows, index_files, sniff_lines
 from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
 
@@ -28,7 +28,11 @@ FLOAT32 = {4: FLOATS[4]}
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    columns = (first_line(path) or b"").split(b"\t")
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
+    columns = line.split(b"\t")
     if len(columns) != 2 or not columns[1].startswith(b"{"):
         return None
     try:

@@ -19,7 +19,7 @@ from vlbert_data.importers import predictions
 from vlbert_data.importers.base import ABSENT, FormatOptions, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, MOST_ROIS, count_columns, decode_table, parse_count
 from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
-from vlbert_data.importers.rows import Rows, first_line, index_rows
+from vlbert_data.importers.rows import Rows, index_rows, sniff_lines
 from vlbert_data.sources.files import relative_names
 from vlbert_data.sources.records import id_hash, size_of
 from vlbert_data.types import Array
@@ -33,8 +33,12 @@ SAME_BOX_PX = 2.0
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
     try:
-        num, text = _split((first_line(path) or b"").split(b"\t")[1:])
+        num, text = _split(line.split(b"\t")[1:])
         columns = count_columns(text, num, "features")
     except RecordRejectedError:
         return None

@@ -16,7 +16,7 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, MOST_ROIS, count_columns, decode_base64, decode_table
 from vlbert_data.importers.lxmert import LABEL_SPACE, NUM_CLASSES
-from vlbert_data.importers.rows import first_line
+from vlbert_data.importers.rows import sniff_lines
 from vlbert_data.importers.side_files import json_record
 from vlbert_data.importers.vlbert_files import (
     ArchiveFiles,
@@ -47,7 +47,11 @@ def sniff(path: Path) -> str | None:
         return None
     if read_start(path, 4) == b"PK\3\4":
         return _sniff_zip(path)
-    record = json_record(first_line(path) or b"")
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
+    record = json_record(line)
     if record is not None and isinstance(record.get("frcnn"), str):
         return "JSON lines that name files of features as `frcnn`"
     if record is not None and _holds_features(record):

@@ -11,7 +11,7 @@ from typing import Any
 from vlbert_data.importers import lxmert
 from vlbert_data.importers.base import FormatOptions, LabelConvention
 from vlbert_data.importers.feature_rows import FeatureRows, Layout, Widths, open_rows
-from vlbert_data.importers.rows import first_line
+from vlbert_data.importers.rows import sniff_lines
 
 NAME = "volta-tsv"
 # `classes` repeats the distributions as the network's test code returns them; it is not read.
@@ -20,7 +20,11 @@ LAYOUT = Layout(format=NAME, columns=(*lxmert.LAYOUT.columns, "class_probs", "at
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    columns = (first_line(path) or b"").split(b"\t")
+    return sniff_lines(path, _look)
+
+
+def _look(line: bytes) -> str | None:
+    columns = line.split(b"\t")
     if len(columns) == len(LAYOUT.columns) and all(columns[place].isdigit() for place in (1, 2, 7)):
         return "13 columns, the second, third and eighth whole numbers"
     return None

@@ -1,0 +1,391 @@
+"""The import as a whole: rejects, joins, duplicates, limits, going on after a kill, and always the same bytes."""
+
+import base64
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.foreign_files import b64, butd_row, lxmert_row, make_detections, volta_row, write_captions, write_rows
+from tests.import_world import make_import, rejects, run_import
+from vlbert_data.build.state import TooManyRejectsError
+from vlbert_data.errors import ConfigError
+from vlbert_data.importers.apart import outcomes_apart
+from vlbert_data.importers.base import RawRecord, Traits
+from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
+from vlbert_data.importers.meaning import CLAMPED, Meaning
+from vlbert_data.importers.reading import WITHOUT_CAPTION, Reading
+from vlbert_data.importers.run import WITHOUT_IMAGE
+from vlbert_data.shards.folder import ShardFolder
+from vlbert_data.sources.base import SourceReject
+
+IMAGES = [make_detections(number, num_rois=4) for number in range(1, 13)]
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    return write_captions(tmp_path / "captions.json", IMAGES)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "f.tsv", [lxmert_row(found) for found in IMAGES])
+
+
+def damage(table: Path, line: int, column: int, value: str) -> None:
+    lines = table.read_bytes().split(b"\r\n")
+    columns = lines[line].split(b"\t")
+    columns[column] = value.encode()
+    lines[line] = b"\t".join(columns)
+    table.write_bytes(b"\r\n".join(lines))
+
+
+WIDE = np.array([[0, 0, 50, 50]] * 4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        (9, "AAAA", "wrong length"),
+        (9, "AA*A", "bad base64"),
+        (9, "AAA", "bad base64"),
+        (9, b64(np.full((4, 12), np.nan, np.float32)), "feature not finite"),
+        (9, b64(np.full((4, 12), 7e4, np.float32)), "feature overflow"),
+        (8, b64(WIDE * 100), "box outside image"),
+        (8, b64(WIDE * 0), "bad box"),
+        (8, b64(WIDE - [[0, 0, 0, np.inf]]), "not finite"),
+        (8, b64(WIDE[:3]), "wrong length"),
+        (7, "5", "wrong length"),
+        (7, "-4", "bad number"),
+        (7, "4_0", "bad number"),
+        (7, "99999999", "bad number"),
+        (1, "0", "bad number"),
+        (3, b64(np.full(4, -1)), "bad label"),
+        (4, b64(np.full(4, 1.5, np.float32)), "not a probability"),
+        (4, b64(np.full(4, np.nan, np.float32)), "not finite"),
+        (5, b64(np.full(4, 400)), "bad label"),
+        (0, "", "bad key"),
+        (0, "torn\tline", "wrong columns"),
+    ],
+)
+def test_a_damaged_column_costs_its_row_and_names_it(
+    tmp_path: Path, captions: Path, table: Path, column: int, value: str, reason: str
+) -> None:
+    damage(table, 3, column, value)
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert [(line["reason"], line["where"]) for line in rejects(folder)] == [(reason, f"{table}:4")]
+    assert folder.manifest.rejects == {reason: 1}
+    assert folder.index.image_ids.to_pylist() == [found.key for found in IMAGES if found != IMAGES[3]]
+
+
+def test_an_id_beyond_the_classes_behind_the_first_rows_costs_its_row(
+    tmp_path: Path, captions: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlbert_data.importers.feature_rows.ROWS_TRIED", 5)
+    damage(table, 7, 3, b64(np.full(4, 1600)))
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert [line["detail"] for line in rejects(folder)] == ["class ids are 1600 .. 1600; the space has 0 .. 1599"]
+
+
+def test_a_torn_last_line_is_a_reject(tmp_path: Path, captions: Path, table: Path) -> None:
+    table.write_bytes(table.read_bytes()[:-50])
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert rejects(folder)[0]["where"] == f"{table}:12"
+    assert len(folder) == 11
+
+
+def test_swapped_sides_are_suspected_where_boxes_fit_them(tmp_path: Path, captions: Path, table: Path) -> None:
+    tall = next(number for number, found in enumerate(IMAGES) if found.boxes[:, 2].max() > found.height + 1)
+    damage(table, tall, 1, str(IMAGES[tall].width))
+    damage(table, tall, 2, str(IMAGES[tall].height))
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert "width and height swapped" in rejects(folder)[0]["detail"]
+
+
+def test_edges_within_a_pixel_of_the_image_are_moved_to_its_border_and_counted(
+    tmp_path: Path, captions: Path, table: Path
+) -> None:
+    boxes = IMAGES[0].boxes.copy()
+    boxes[0, 2] = IMAGES[0].width + 0.8
+    boxes[1, 1] = -0.6
+    damage(table, 0, 8, b64(boxes))
+    folder = run_import(table, tmp_path / "out", captions=captions)
+    assert folder.manifest.left_out == {CLAMPED: 2}
+    image = folder.read(0)
+    boxes[0, 2], boxes[1, 1] = IMAGES[0].width, 0
+    np.testing.assert_array_equal(image.rois.boxes, boxes[image.rois.source_rows])
+
+
+def test_the_first_good_record_of_an_id_holds_it(tmp_path: Path, captions: Path) -> None:
+    rows = [lxmert_row(found) for found in IMAGES[:4]]
+    rows.insert(0, {**rows[2], "boxes": "AAAA"})  # a damaged one first
+    rows.append({**rows[1], "features": rows[2]["features"]})
+    path = write_rows(tmp_path / "f.tsv", rows)
+    for shard_size in (2, 1000):
+        folder = run_import(path, tmp_path / str(shard_size), captions=captions, max_rejects=2, shard_size=shard_size)
+        found = [(line["reason"], line["where"].rpartition(":")[2]) for line in rejects(folder)]
+        assert found == [("wrong length", "1"), ("duplicate image id", "6")]
+        assert sorted(folder.index.image_ids.to_pylist()) == [found.key for found in IMAGES[:4]]
+
+
+def test_a_line_that_ran_into_the_next_one_takes_no_id(tmp_path: Path, captions: Path, table: Path) -> None:
+    lines = table.read_bytes().split(b"\r\n")
+    table.write_bytes(b"\r\n".join([lines[0][:200] + lines[1], lines[0], *lines[2:]]))
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert [line["reason"] for line in rejects(folder)] == ["wrong columns"]
+    assert folder.index.find(IMAGES[0].key) is not None
+
+
+def test_images_without_caption_and_captions_without_image_are_counted(tmp_path: Path, table: Path) -> None:
+    others = [*IMAGES[:9], make_detections(50), make_detections(51)]
+    captions = write_captions(tmp_path / "some.json", others)
+    folder = run_import(table, tmp_path / "out", captions=captions)
+    assert folder.manifest.left_out == {WITHOUT_CAPTION: 3, WITHOUT_IMAGE: 4}
+    assert len(folder) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.jsonl", ['{"image_id": "%s", "caption": "one"}', '{"image": "x/%s.jpg", "captions": ["two"]}']),
+        ("a.tsv", ["%s\tone", "%s.jpg\ttwo"]),
+        ("flickr.token", ["%s.jpg#0\tone", "%s.jpg#1\ttwo"]),
+    ],
+)
+def test_captions_of_several_lines_join_in_order(tmp_path: Path, table: Path, name: str, lines: list[str]) -> None:
+    path = tmp_path / name
+    text = "".join(f"{line % found.key}\n" for line in lines for found in IMAGES)
+    path.write_text(text.replace("\n", "\nno caption here\n", 1))
+    folder = run_import(table, tmp_path / "out", captions=path)
+    assert {folder.captions(image) for image in range(len(folder))} == {("one", "two")}
+
+
+def test_conceptual_captions_join_by_the_crc_of_their_url(tmp_path: Path) -> None:
+    urls = [f"http://example.org/{number}.jpg" for number in range(12)]
+    rows = [{**volta_row(found), "img_id": zlib.crc32(url.encode())} for found, url in zip(IMAGES, urls, strict=True)]
+    captions = tmp_path / "Train_GCC.tsv"
+    captions.write_text("".join(f"caption {number}\t{url}\n" for number, url in enumerate(urls)))
+    folder = run_import(write_rows(tmp_path / "f.tsv", rows), tmp_path / "out", captions=captions)
+    assert [folder.captions(image) for image in range(12)] == [(f"caption {number}",) for number in range(12)]
+
+
+def test_two_urls_of_one_crc_give_no_image_a_wrong_caption(tmp_path: Path) -> None:
+    # Found by search: these two have the same CRC-32.
+    urls = _colliding_urls()
+    assert zlib.crc32(urls[0].encode()) == zlib.crc32(urls[1].encode())
+    rows = [{**volta_row(IMAGES[0]), "img_id": zlib.crc32(urls[0].encode())}]
+    rows.append({**volta_row(IMAGES[1]), "img_id": zlib.crc32(b"http://example.org/x")})
+    captions = tmp_path / "cc.tsv"
+    captions.write_text(f"one\t{urls[0]}\ntwo\t{urls[1]}\nthree\thttp://example.org/x\n")
+    folder = run_import(write_rows(tmp_path / "f.tsv", rows), tmp_path / "out", captions=captions, max_rejects=1)
+    assert [line["reason"] for line in rejects(folder)] == ["ambiguous caption"]
+    assert folder.captions(0) == ("three",)
+
+
+def _colliding_urls() -> tuple[str, str]:
+    """Return two URLs of one CRC-32: the checksum is linear, so four bytes can be chosen to bring about any value."""
+    seen: dict[int, str] = {}
+    for number in range(400_000):
+        url = f"http://e.org/{number * 2654435761 % 2**32:08x}"
+        other = seen.setdefault(zlib.crc32(url.encode()), url)
+        if other != url:
+            return other, url
+    raise AssertionError("no two of 400,000 URLs collide; 18 pairs are expected")
+
+
+def test_a_key_pattern_finds_the_image_id(tmp_path: Path, table: Path, captions: Path) -> None:
+    folder = run_import(table, tmp_path / "out", captions=captions, key_pattern=r"_0*(\d+)$")
+    assert folder.index.image_ids.to_pylist() == [str(number) for number in range(1, 13)]
+
+
+def test_captions_of_other_images_are_refused_with_names_of_both(tmp_path: Path, table: Path) -> None:
+    captions = write_captions(tmp_path / "other.json", [make_detections(99)])
+    with pytest.raises(ConfigError, match=r"none of the images. Images are called COCO_val2014_0+1, .* captions' 99"):
+        run_import(table, tmp_path / "out", captions=captions)
+
+
+def test_a_format_without_captions_asks_for_them(tmp_path: Path, table: Path) -> None:
+    with pytest.raises(ConfigError, match="lxmert stores no captions"):
+        run_import(table, tmp_path / "out")
+
+
+def test_too_many_rejects_fail_the_import_and_mended_input_is_taken(
+    tmp_path: Path, table: Path, captions: Path
+) -> None:
+    good = table.read_bytes()
+    for line in (1, 2):
+        damage(table, line, 8, "AAAA")
+    with pytest.raises(TooManyRejectsError, match=r"2 of 12 inputs were rejected; --max-rejects allows 0\.05"):
+        run_import(table, tmp_path / "out", captions=captions, shard_size=4)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    folder = run_import(table, tmp_path / "out", captions=captions, shard_size=4, max_rejects=0.5)
+    assert len(folder) == 10
+    table.write_bytes(good)
+    with pytest.raises(ConfigError, match="begun with other settings: source"):
+        run_import(table, tmp_path / "out", captions=captions, shard_size=4, max_rejects=0.5)
+
+
+@pytest.mark.parametrize("container", ["lmdb", "hdf5"])
+def test_workers_shards_and_repetition_do_not_change_a_byte(
+    tmp_path: Path, table: Path, captions: Path, container: str
+) -> None:
+    folders = [tmp_path / name for name in ("one", "many")]
+    for folder, workers in zip(folders, (1, 2), strict=True):
+        run_import(table, folder, captions=captions, container=container, shard_size=5, workers=workers)
+    names = sorted(entry.name for entry in folders[0].iterdir())
+    assert names == sorted(entry.name for entry in folders[1].iterdir())
+    assert filecmp.cmpfiles(*folders, names, shallow=False)[0] == names
+
+
+def test_finished_shards_are_kept_and_not_made_again(tmp_path: Path, table: Path, captions: Path) -> None:
+    work = make_import(table, tmp_path / "out", captions=captions, shard_size=4)
+    work.maker.state.begin()
+    work.maker.make_all([1], lambda _: None)
+    before = (tmp_path / "out" / "shard-00001.lmdb").stat()
+    result = make_import(table, tmp_path / "out", captions=captions, shard_size=4).run()
+    assert result.made == 2
+    after = (tmp_path / "out" / "shard-00001.lmdb").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert make_import(table, tmp_path / "out", captions=captions, shard_size=4).run().made == 0
+
+
+def test_an_import_killed_at_any_moment_ends_as_if_never_interrupted(tmp_path: Path, captions: Path) -> None:
+    images = [make_detections(number, num_rois=30, feature_dim=512) for number in range(1, 61)]
+    table = write_rows(tmp_path / "f.tsv", [lxmert_row(found) for found in images])
+    captions = write_captions(tmp_path / "all.json", images)
+    whole = run_import(table, tmp_path / "whole", captions=captions, shard_size=3)
+    command = [sys.executable, "-m", "cli.main", "import-features", str(table), "--captions", str(captions)]
+    command += ["--out", str(tmp_path / "killed"), "--shard-size", "3", "--workers", "1"]
+    kills = 0
+    for wait in (0.05, 0.1, 0.15, 0.2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "killed").exists():
+            time.sleep(0.01)
+        time.sleep(wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills, "at least one run was killed at work"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = sorted(entry.name for entry in whole.path.iterdir())
+    assert names == sorted(entry.name for entry in (tmp_path / "killed").iterdir())
+    assert filecmp.cmpfiles(whole.path, tmp_path / "killed", names, shallow=False)[0] == names
+
+
+def test_the_command_ends_with_0_1_or_2(tmp_path: Path, table: Path, captions: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli.main", "import-features", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(str(table), "--captions", str(captions), "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "vg1600-butd, 1600 classes, no background (hard)" in done.stdout
+    failed = run(str(table), "--out", str(tmp_path / "other"))
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("Error: lxmert stores no captions")
+    assert run(str(table), "--out", str(tmp_path / "o"), "--background", "middle").returncode == 2
+
+
+def test_features_only_can_be_asked_for(tmp_path: Path, table: Path, captions: Path) -> None:
+    command = [sys.executable, "-m", "cli.main", "import-features", str(table), "--captions", str(captions)]
+    subprocess.run([*command, "--no-labels", "--out", str(tmp_path / "out")], check=True, capture_output=True)
+    folder = ShardFolder.open(tmp_path / "out")
+    assert folder.manifest.label_space is None
+    np.testing.assert_array_equal(folder.read(0).rois.boxes, IMAGES[0].boxes)
+
+
+def test_lines_longer_than_any_record_are_not_read(
+    tmp_path: Path, table: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlbert_data.importers.rows.LONGEST_ROW_BYTES", 4000)
+    damage(table, 5, 9, "A" * 5000)
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert rejects(folder)[0]["reason"] == "line too long"
+
+
+@dataclass(frozen=True)
+class DeadlyImporter:
+    """An input some of whose records end their reader, as a damaged file under a C library can, or never end."""
+
+    deadly: tuple[int, ...]
+    endless: tuple[int, ...] = ()
+    traits = Traits(format="deadly", feature_dim=3, has_captions=True, crash_proof=False)
+
+    def __len__(self) -> int:
+        return 8
+
+    def keys(self) -> Iterator[str]:
+        return map(str, range(8))
+
+    def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
+        for number in range(start, stop):
+            if number in self.deadly:
+                os.kill(os.getpid(), signal.SIGBUS)
+            while number in self.endless:
+                time.sleep(1)
+            boxes, features = np.array([[0, 0, 1, 1]], np.float32), np.full((1, 3), number, np.float32)
+            yield RawRecord(
+                key=str(number),
+                where=f"row {number}",
+                num_bytes=1,
+                boxes=boxes,
+                features=features,
+                width_px=9,
+                height_px=9,
+                captions=("a caption",),
+            )
+
+
+def test_a_record_that_kills_or_holds_its_reader_costs_that_record() -> None:
+    importer = DeadlyImporter(deadly=(0, 5), endless=(3,))
+    pattern = KeyPattern()
+    reading = Reading(
+        importer=importer,
+        meaning=Meaning(traits=importer.traits, label_space=None, label_topk=1),
+        pattern=pattern,
+        repeats=Repeats.among(hash_keys(importer.keys(), pattern)),
+    )
+    outcomes = list(outcomes_apart(reading, 0, 8, silence_s=3.0))
+    assert [outcome.number for outcome in outcomes] == list(range(8))
+    assert [outcome.number for outcome in outcomes if outcome.image is None] == [0, 3, 5]
+    assert {outcome.reject.reason for outcome in outcomes if outcome.reject} == {"reader crashed"}
+    assert all(outcome.image.features[0, 0] == outcome.number for outcome in outcomes if outcome.image)
+
+
+def test_repeats_are_those_that_a_slow_search_finds() -> None:
+    rng = np.random.default_rng(5)
+    keys = [str(key) for key in rng.integers(0, 40, 100)]
+    repeats = Repeats.among(hash_keys(iter(keys), KeyPattern()))
+    for number, key in enumerate(keys):
+        earlier = [other for other in range(number) if keys[other] == key]
+        assert list(repeats.before(number)) == earlier[::-1]
+
+
+def test_base64_of_the_rejected_kind_is_truly_damaged() -> None:
+    """What the decoder refuses, the lenient decoder of Python reads wrongly or refuses as well."""
+    for text in (b"AA*A", b"A\nAA", b"AAA"):
+        try:
+            lenient = base64.b64decode(text)
+        except ValueError:
+            continue
+        assert len(lenient) < 3
+
+
+def test_rows_of_features_only_tables_keep_their_numbers_as_ids(tmp_path: Path, captions: Path) -> None:
+    folder = run_import(
+        write_rows(tmp_path / "f.tsv", [butd_row(found) for found in IMAGES]), tmp_path / "out", captions=captions
+    )
+    assert folder.index.image_ids.to_pylist() == [str(number) for number in range(1, 13)]
+    assert json.loads((folder.path / "manifest.json").read_text())["detector"]["scores"] == "absent, stored as 0"
