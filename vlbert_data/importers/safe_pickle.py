@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlbert_data.errors import VlbError
+from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError
 from vlbert_data.importers.safe_pickle_values import (
     PLAIN_TYPES,
     ArrayDraft,
-    NotPlainError,
     Symbol,
     build_draft,
     call_symbol,
@@ -30,7 +29,7 @@ from vlbert_data.importers.safe_pickle_values import (
 )
 
 
-class PickleRefusedError(VlbError):
+class PickleRefusedError(RefusedDataError):
     """A pickle that is damaged, too large, or holds more than plain data."""
 
 

@@ -4,22 +4,18 @@ A name in a pickle becomes a `Symbol`, which is a word and nothing that could be
 known ones; numpy arrays and dtypes first become drafts, which `build_draft` turns into the value.
 """
 
-import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vlbert_data.importers.plain_arrays import NotPlainError, plain_array, plain_dtype
+
 PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
-# Kinds whose items are numbers, truth values or fixed-width strings; never object, void, or dates with metadata.
-DTYPE_CODE = re.compile(r"[?]|[bu]1|[iu][1248]|i[1248]|f[248]|[SU][1-9][0-9]{0,5}")
+# The dtype code of object arrays: known only so that the one form that is read, a single dict, can be told.
+OBJECT_CODE = "O8"
 # Dict keys and set elements: int keys are bounded because equal hashes could be made from larger ones at will.
 MAX_INT_KEY = 2**60
-
-
-class NotPlainError(Exception):
-    """Something else than plain data, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +81,14 @@ def _call_numpy(word: str, arguments: tuple[Any, ...]) -> Any:
             if len(shape) == 1 and code in (b"b", "b"):
                 return ArrayDraft()
         case "dtype", (str() as code, *_) if len(arguments) <= 3:
-            return ArrayDraft(dtype=_dtype(code))
+            return ArrayDraft(dtype=np.dtype("O") if code == OBJECT_CODE else plain_dtype(code))
         case "scalar", (np.dtype() as dtype, bytes() | str() as raw):
-            return _array(dtype, (), _raw(raw), "C")[()]
+            return plain_array(dtype, (), _raw(raw), "C")[()]
         case "_frombuffer", (bytes() as raw, np.dtype() as dtype, tuple() as shape, "C" | "F" as order, *rest):
             if _absent(rest):
-                return _array(dtype, shape, raw, order)
+                return plain_array(dtype, shape, raw, order)
         case "_frombuffer", (bytes() as raw, np.dtype() as dtype, tuple() as shape, "K", tuple() as axes):
-            array = _array(dtype, shape, raw, "C")
+            array = plain_array(dtype, shape, raw, "C")
             if all(type(axis) is int for axis in axes) and sorted(axes) == list(range(array.ndim)):
                 return array.transpose(axes)
     raise NotPlainError(f"numpy's {word} with arguments that plain data does not have")
@@ -123,7 +119,9 @@ def _absent(rest: list[Any]) -> bool:
 
 
 def build_draft(draft: Any, state: Any) -> Any:
-    """Return the array or dtype that `state` completes.
+    """Return the array or dtype that `state` completes; an array of no dimension that holds one dict comes as the dict.
+
+    That form is how `numpy.save` stores a dict, and the only array of objects there is.
 
     Raises:
         NotPlainError: not a draft, or a state of something else than plain numbers and strings.
@@ -138,7 +136,9 @@ def build_draft(draft: Any, state: Any) -> Any:
         raise NotPlainError("a dtype with fields or metadata")
     match state:
         case (int(), tuple() as shape, np.dtype() as dtype, bool() as is_fortran, bytes() | str() as raw):
-            return _array(dtype, shape, _raw(raw), "F" if is_fortran else "C")
+            return plain_array(dtype, shape, _raw(raw), "F" if is_fortran else "C")
+        case (int(), (), np.dtype(kind="O"), bool(), [dict() as only]):
+            return only
     raise NotPlainError("an array of objects, or without dtype")
 
 
@@ -182,29 +182,6 @@ def _height(value: Any, room: int, heights: dict[int, int | None]) -> int:
     return known
 
 
-def _dtype(code: str) -> np.dtype[Any]:
-    if not DTYPE_CODE.fullmatch(code):
-        raise NotPlainError(f"an array of dtype {code[:40]!r}; numbers and fixed-width strings are read")
-    return np.dtype(code)
-
-
 def _raw(raw: bytes | str) -> bytes:
     """Return array bytes; Python 2 wrote them as an 8-bit string."""
     return raw if isinstance(raw, bytes) else raw.encode("latin-1")
-
-
-def _array(dtype: np.dtype[Any], shape: tuple[Any, ...], raw: bytes, order: Any) -> np.ndarray[Any, Any]:
-    """Return a read-only array over `raw`."""
-    if len(shape) > 32 or not all(type(side) is int and 0 <= side < 2**40 for side in shape):
-        raise NotPlainError(f"an array of shape {str(shape)[:80]}")
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise NotPlainError(f"an array of shape {list(shape)} and dtype {dtype} with {len(raw)} bytes")
-    array = np.frombuffer(raw, dtype).reshape(shape, order=order) if raw else np.zeros(shape, dtype)
-    if (
-        dtype.kind == "U"
-        and raw
-        and int(np.frombuffer(raw, np.dtype("u4").newbyteorder(dtype.byteorder)).max()) > 0x10FFFF
-    ):
-        raise NotPlainError("an array of text with impossible characters")
-    array.flags.writeable = False
-    return array
