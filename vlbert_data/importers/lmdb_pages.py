@@ -15,6 +15,7 @@ Source: mdb.c of LMDB 0.9, structures MDB_page, MDB_node, MDB_db and MDB_meta.
 import itertools
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,14 +82,17 @@ def looks_like_lmdb(path: Path) -> bool:
     return start[PAGE_HEADER.size :] == MAGIC.to_bytes(4, "little")
 
 
-def index_lmdb(path: Path) -> LmdbIndex:
+def index_lmdb(path: Path, *, skipped: frozenset[bytes] = frozenset(), most_pages: int | None = None) -> LmdbIndex:
     """Return where all records of a database are; only its pages of keys are read, in memory of 8 bytes a record.
+
+    skipped: keys that are no records. most_pages: how many pages of keys are read, all if None; what an index of less
+    than all leaves out is no damage.
 
     Raises:
         LmdbRefusedError: no LMDB file, one of another version, or of a kind that feature files are not; cut short.
     """
     with _Pages(lmdb_file(path)) as pages:
-        return pages.index()
+        return pages.index(_Walk(skipped=skipped, pages_left=sys.maxsize if most_pages is None else most_pages))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +114,9 @@ class _Walk:
     damages: list[str] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     last_key: bytes | None = None
+    skipped: frozenset[bytes] = frozenset()
+    pages_left: int = sys.maxsize
+    num_skipped: int = 0
 
     def damage(self, sentence: str) -> None:
         """Note a damage, unless very many are noted."""
@@ -138,7 +145,7 @@ class _Pages:
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)
 
-    def index(self) -> LmdbIndex:
+    def index(self, walk: _Walk) -> LmdbIndex:
         """See `index_lmdb`."""
         meta = self._newest_meta()
         if meta.flags & ODD_DATABASE:
@@ -147,7 +154,6 @@ class _Pages:
                 "files have one value a key. Nothing was read."
             )
         needed = (meta.last_page + 1) * meta.page_bytes
-        walk = _Walk()
         if needed > self._num_bytes:
             walk.damage(
                 f"{self._num_bytes} bytes; the database says it has {needed}. The file is cut short: copy it again"
@@ -155,13 +161,14 @@ class _Pages:
         if meta.root != NO_PAGE:
             self._walk(meta, meta.root, min(meta.depth, MAX_DEPTH), walk)
         nodes = np.concatenate([np.zeros(0, np.int64), *walk.nodes])
-        if not walk.damages and len(nodes) != meta.entries:
-            walk.damage(f"{len(nodes)} records found; the database says it has {meta.entries}")
+        found = len(nodes) + walk.num_skipped
+        if not walk.damages and walk.pages_left and found != meta.entries:
+            walk.damage(f"{found} records found; the database says it has {meta.entries}")
         return LmdbIndex(
             path=self._path,
             page_bytes=meta.page_bytes,
             nodes=nodes,
-            num_stated=meta.entries,
+            num_stated=meta.entries - walk.num_skipped,
             damages=tuple(walk.damages),
         )
 
@@ -186,10 +193,15 @@ class _Pages:
 
     def _walk(self, meta: _Meta, page: int, room: int, walk: _Walk) -> None:
         """Add to `walk` what is at and below a page; damage ends the walk of that page only."""
+        if walk.pages_left <= 0:
+            return
+        walk.pages_left -= 1
         try:
             flags, data, places = self._key_page(meta, page, walk)
             if flags == LEAF:
-                walk.nodes.append(page * meta.page_bytes + places)
+                kept = np.array([_key(data, place) not in walk.skipped for place in places.tolist()], np.bool_)
+                walk.num_skipped += int((~kept).sum())
+                walk.nodes.append(page * meta.page_bytes + places[kept])
                 return
             if room <= 1:
                 raise _DamageError("the tree is deeper than the database says")
@@ -242,6 +254,10 @@ def _check_keys(data: bytes, places: Array, kind: int, walk: _Walk) -> None:
         raise _DamageError("keys out of order")
     if kind == LEAF:
         walk.last_key = keys[-1]
+
+
+def _key(data: bytes, place: int) -> bytes:
+    return data[place + NODE.size : place + NODE.size + NODE.unpack_from(data, place)[3]]
 
 
 def _child(data: bytes, place: int) -> int:

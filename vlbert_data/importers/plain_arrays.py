@@ -33,7 +33,7 @@ def plain_dtype(code: str) -> np.dtype[Any]:
     order, kind = (code[0], code[1:]) if code[:1] in ("<", ">", "|", "=") else ("=", code)
     if not DTYPE_CODE.fullmatch(kind):
         raise NotPlainError(f"an array of dtype {code[:40]!r}; numbers and fixed-width strings are read")
-    return np.dtype(kind).newbyteorder(order)
+    return np.dtype(f"{order}{kind}")
 
 
 def plain_array(dtype: np.dtype[Any], shape: tuple[Any, ...], raw: bytes | memoryview, order: Any) -> Array:
