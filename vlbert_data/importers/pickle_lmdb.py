@@ -1,0 +1,61 @@
+"""LMDB databases of ViLBERT, VOLTA and MMF: a pickled dict an image, under the image's name.
+
+Promise: pickles are read and never executed, and sizes that are those of a resized image are not taken for the photo's.
+
+ViLBERT's dicts have boxes and features only. VOLTA's have LXMERT's fields, as base64 text or arrays, and distributions
+where the script that made them kept these. MMF's have `bbox`, `objects` and a distribution without background, or, by
+its Faster R-CNN script, only the best class's score; that script also states the size of the resized image.
+
+Source: vilbert-multi-task script/convert_to_lmdb.py; e-bug/volta data/*/convert_*_lmdb.py, features_extraction;
+facebookresearch/mmf tools/scripts/features.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vlbert_data.errors import RecordRejectedError
+from vlbert_data.importers.base import FormatOptions, RawRecord
+from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value, is_numbering
+from vlbert_data.importers.lmdb_pages import looks_like_lmdb
+from vlbert_data.importers.mmf_records import is_mmf, mmf_record
+from vlbert_data.importers.plain_arrays import RefusedDataError
+from vlbert_data.importers.record_dict import RecordPlace, record_of
+from vlbert_data.importers.safe_pickle import PickleLimits, loads_plain
+
+NAME = "pickle-lmdb"
+LIMITS = PickleLimits(max_bytes=MAX_RECORD_BYTES, max_steps=100_000, max_depth=8)
+
+
+def sniff(path: Path) -> str | None:
+    """Return what shows that the file or folder has this format; None where it has not."""
+    if not looks_like_lmdb(path):
+        return None
+    try:
+        found = first_value(path)
+        fields = None if found is None else loads_plain(found[1], what=str(path), limits=LIMITS)
+    except RefusedDataError:
+        return None
+    if not isinstance(fields, dict) or "features" not in fields or found is None or is_numbering(found[0]):
+        return None
+    writer = "MMF" if is_mmf(fields) else "VOLTA" if "img_id" in fields else "ViLBERT"
+    return f"an LMDB database of pickled dicts with the fields of {writer}"
+
+
+def open_importer(paths: Sequence[Path], options: FormatOptions) -> "PickleLmdb":
+    """Return the importer of these databases; see `base.Format`."""
+    return PickleLmdb(paths)
+
+
+class PickleLmdb(LmdbImporter):
+    """Pickled dicts by the image's name."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths)
+        self.settle(NAME)
+
+    def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
+        """Return the record in a pickled dict."""
+        fields = loads_plain(value, what=place.where, limits=LIMITS)
+        if not isinstance(fields, Mapping):
+            raise RecordRejectedError("bad record", f"a {type(fields).__name__}; expected a dict of named values")
+        return mmf_record(fields, place) if is_mmf(fields) else record_of(fields, place)
