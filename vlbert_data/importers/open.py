@@ -17,6 +17,15 @@ FORMATS = {
     "vl-bert": ("vlbert_data.importers.vlbert_json", "VL-BERT's JSON files, loose, in a .zip, or its annotations"),
     "vinvl": ("vlbert_data.importers.vinvl", "the features.tsv of VinVL and Oscar"),
     "scene-graph": ("vlbert_data.importers.scene_graph", "the predictions TSV of scene_graph_benchmark"),
+    "uniter-lmdb": ("vlbert_data.importers.uniter_lmdb", "UNITER's LMDB, MessagePack or .npz"),
+    "pickle-lmdb": ("vlbert_data.importers.pickle_lmdb", "the LMDB of ViLBERT, VOLTA or MMF, a dict an image"),
+    "tensorpack-lmdb": ("vlbert_data.importers.tensorpack_lmdb", "ViLBERT's or VOLTA's LMDB of Conceptual Captions"),
+    "mmf-npy": ("vlbert_data.importers.mmf_npy", "a folder of MMF's or ViLBERT's .npy files"),
+    "milvlg-npz": ("vlbert_data.importers.milvlg_npz", "a folder of bottom-up-attention.pytorch's .npz files"),
+    "group-hdf5": ("vlbert_data.importers.group_hdf5", "the HDF5 of VL-T5 or VOLTA, a group an image"),
+    "dense-hdf5": ("vlbert_data.importers.dense_hdf5", "HDF5 of all images in one array, with a map of ids"),
+    "vlp-hdf5": ("vlbert_data.importers.vlp_hdf5", "a folder of VLP's HDF5 files"),
+    "lxmert-arrow": ("vlbert_data.importers.lxmert_arrow", "Hugging Face's LXMERT features in Arrow"),
 }
 SHOWN_BYTES = 60
 LISTED_FILES = 8

@@ -1,0 +1,98 @@
+"""What importers of one file an image share: a folder's files, numbered. Promise: the same files, the same order."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.numbered import NumberedImporter
+from vlbert_data.sources.files import require_folder
+
+# A hundred RoIs of 2048 features and 1601 classes in float64 take 3 MB.
+MAX_FILE_BYTES = 64 << 20
+SNIFFED_FILES = 200
+
+
+class LooseFiles(NumberedImporter):
+    """The files of one folder and the folders in it that belong to images, in the order of their paths."""
+
+    def __init__(self, paths: Sequence[Path], name: str, ending: str) -> None:
+        """Find the files.
+
+        Raises:
+            ConfigError: several inputs, no folder, or no file in it.
+        """
+        if len(paths) != 1:
+            raise ConfigError(f"{len(paths)} inputs of the format {name}; give the one folder that all files are in.")
+        self._folder = require_folder(paths[0])
+        self._format = name
+        self.names = sorted(
+            file.relative_to(self._folder).as_posix()
+            for file in self._folder.rglob(f"*{ending}")
+            if self.is_input(file.name)
+        )
+        if not self.names:
+            raise ConfigError(f"{self._folder}: no file of the format {name}. Expected names that end in {ending}.")
+
+    def is_input(self, name: str) -> bool:
+        """Return whether a file of the right ending is an image's own."""
+        return True
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    def where(self, number: int) -> str:
+        """Return the path of a file."""
+        return str(self._folder / self.names[number])
+
+    def keys(self) -> Iterator[str]:
+        """Yield the paths of the files in the folder, without their ending."""
+        return (name.rsplit(".", 1)[0] for name in self.names)
+
+    def facts(self) -> dict[str, Any]:
+        """Return format, count, and a digest over the names and sizes of all files."""
+        digest, total = hashlib.blake2b(digest_size=16), 0
+        for name in self.names:
+            try:
+                size = (self._folder / name).stat().st_size
+            except OSError:
+                size = -1
+            total += max(size, 0)
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return {
+            "format": self._format,
+            "count": len(self),
+            "folder": self._folder.name,
+            "bytes": total,
+            "blake2b_of_names_and_sizes": digest.hexdigest(),
+        }
+
+
+def read_small(path: Path) -> bytes:
+    """Return the bytes of an image's file.
+
+    Raises:
+        RecordRejectedError: missing, unreadable, no file, or too large.
+    """
+    try:
+        if not path.is_file():
+            raise RecordRejectedError("not readable", f"{path}: no such file")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise RecordRejectedError("too many bytes", f"{path}: {size} bytes; at most {MAX_FILE_BYTES} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise RecordRejectedError("not readable", f"{path}: {error.strerror}") from error
+
+
+def some_file(folder: Path, ending: str) -> Path | None:
+    """Return a file of that ending in a folder or one of its folders, of the first few that are there."""
+    if not folder.is_dir():
+        return None
+    try:
+        found = (file for _, file in zip(range(SNIFFED_FILES), folder.rglob(f"*{ending}"), strict=False))
+        return next((file for file in found if file.is_file()), None)
+    except OSError:
+        return None
