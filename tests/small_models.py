@@ -30,31 +30,91 @@ def save_yolos(folder: Path) -> Path:
 
 def save_deformable_detr(folder: Path) -> Path:
     """A detector with a sigmoid head."""
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
     from transformers.models.deformable_detr.image_processing_pil_deformable_detr import DeformableDetrImageProcessorPil
 
     torch.manual_seed(0)
-    backbone = ResNetConfig(
+    backbone = _small_resnet("stage2", "stage3", "stage4")
+    config = DeformableDetrConfig(backbone_config=backbone, num_feature_levels=3, **DETR)
+    return _save(folder, DeformableDetrForObjectDetection(config), DeformableDetrImageProcessorPil(size=SIZE))
+
+
+# What transformers' detectors around a convolutional backbone have in common.
+DETR = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "num_queries": 20,
+    "id2label": LABELS,
+}
+
+
+def _small_resnet(*stages: str) -> object:
+    from transformers import ResNetConfig
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    return ResNetConfig(**sizes, layer_type="basic", out_features=list(stages))
+
+
+def save_detr(folder: Path) -> Path:
+    """A detector with a softmax head on a convolutional backbone."""
+    from transformers import DetrConfig, DetrForObjectDetection
+    from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+
+    torch.manual_seed(0)
+    config = DetrConfig(backbone_config=_small_resnet("stage4"), **DETR)
+    return _save(folder, DetrForObjectDetection(config), DetrImageProcessorPil(size=SIZE))
+
+
+def save_table_transformer(folder: Path) -> Path:
+    """The same for tables, with another order of norms."""
+    from transformers import TableTransformerConfig, TableTransformerForObjectDetection
+    from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+
+    torch.manual_seed(0)
+    config = TableTransformerConfig(backbone_config=_small_resnet("stage4"), **DETR)
+    return _save(folder, TableTransformerForObjectDetection(config), DetrImageProcessorPil(size=SIZE))
+
+
+def save_conditional_detr(folder: Path) -> Path:
+    """A detector with a sigmoid head and a backbone of one map."""
+    from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
+    from transformers.models.conditional_detr.image_processing_pil_conditional_detr import (
+        ConditionalDetrImageProcessorPil,
+    )
+
+    torch.manual_seed(0)
+    config = ConditionalDetrConfig(backbone_config=_small_resnet("stage4"), **DETR)
+    return _save(folder, ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessorPil(size=SIZE))
+
+
+def save_rt_detr(folder: Path) -> Path:
+    """A detector with a sigmoid head that stretches every image to one size."""
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+    from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
+
+    torch.manual_seed(0)
+    backbone = RTDetrResNetConfig(
         embedding_size=8,
         hidden_sizes=[8, 8, 16, 16],
         depths=[1, 1, 1, 1],
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = DeformableDetrConfig(
+    config = RTDetrConfig(
         backbone_config=backbone,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        num_queries=20,
-        num_feature_levels=3,
-        id2label=LABELS,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[8, 16, 16],
+        decoder_in_channels=[32, 32, 32],
+        decoder_n_points=2,
+        num_denoising=0,
+        **DETR,
     )
-    return _save(folder, DeformableDetrForObjectDetection(config), DeformableDetrImageProcessorPil(size=SIZE))
+    return _save(folder, RTDetrForObjectDetection(config), RTDetrImageProcessorPil(size={"height": 96, "width": 96}))
 
 
 def save_resnet(folder: Path) -> Path:
@@ -84,6 +144,83 @@ def save_swin(folder: Path) -> Path:
     torch.manual_seed(3)
     config = SwinConfig(embed_dim=4, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2, image_size=64)
     return _save(folder, SwinModel(config), _plain_processor())
+
+
+PLAIN = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def save_convnext(folder: Path) -> Path:
+    """A convolutional backbone of stride 32 that drops what does not fill a cell."""
+    from transformers import ConvNextConfig, ConvNextModel
+
+    torch.manual_seed(4)
+    config = ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+    return _save(folder, ConvNextModel(config), _plain_processor())
+
+
+def save_deit(folder: Path) -> Path:
+    """A patch transformer with two tokens, class and distillation, before the patches."""
+    from transformers import DeiTConfig, DeiTModel
+
+    torch.manual_seed(5)
+    return _save(folder, DeiTModel(DeiTConfig(image_size=64, patch_size=16, **PLAIN)), _plain_processor())
+
+
+def save_dinov2(folder: Path) -> Path:
+    """A patch transformer of patch size 14 with four registers."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    torch.manual_seed(6)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
+    )
+    return _save(folder, Dinov2WithRegistersModel(config), _plain_processor())
+
+
+def save_dinov3_convnext(folder: Path) -> Path:
+    """A convolutional backbone that gives its map as tokens after one for the whole image."""
+    from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+
+    torch.manual_seed(7)
+    config = DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+    return _save(folder, DINOv3ConvNextModel(config), _plain_processor())
+
+
+def save_mobilenet(folder: Path) -> Path:
+    """A convolutional backbone of stride 32 with padding as in TensorFlow."""
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
+    torch.manual_seed(8)
+    config = MobileNetV2Config(depth_multiplier=0.35, initializer_range=0.3)
+    return _save(folder, MobileNetV2Model(config), _plain_processor())
+
+
+def save_hgnet(folder: Path) -> Path:
+    """What transformers calls a backbone: a list of maps without a last state."""
+    from transformers import HGNetV2Backbone, HGNetV2Config
+
+    torch.manual_seed(9)
+    config = HGNetV2Config(
+        embedding_size=8,
+        stem_channels=[3, 8, 8],
+        stage_in_channels=[8, 8, 8, 16],
+        stage_mid_channels=[8, 8, 8, 8],
+        stage_out_channels=[8, 8, 16, 16],
+        stage_num_blocks=[1, 1, 1, 1],
+        stage_numb_of_layers=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        initializer_range=0.3,
+    )
+    return _save(folder, HGNetV2Backbone(config), _plain_processor())
+
+
+def save_pvt(folder: Path) -> Path:
+    """A backbone that takes images of one size only."""
+    from transformers import PvtConfig, PvtModel
+
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
+    return _save(folder, PvtModel(PvtConfig(image_size=64, **sizes)), _plain_processor())
 
 
 def _plain_processor() -> object:

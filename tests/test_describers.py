@@ -1,5 +1,6 @@
 """Describers: features of any boxes, the same whatever the batch."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 from real_data import real_data
-from small_models import save_resnet, save_swin, save_vit, save_yolos
+from small_models import (
+    save_convnext,
+    save_deit,
+    save_dinov2,
+    save_dinov3_convnext,
+    save_hgnet,
+    save_mobilenet,
+    save_pvt,
+    save_resnet,
+    save_swin,
+    save_vit,
+    save_yolos,
+)
 
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.describe.backbone import BackboneDescriber, ImageSize
@@ -18,7 +31,28 @@ from vlbert_data.types import Array
 
 SIZE = ImageSize(short_side_px=96, long_side_px=160)
 WIDE = ImageSize(short_side_px=96, long_side_px=320)
-KINDS = {"resnet": save_resnet, "vit": save_vit, "swin": save_swin}
+KINDS = {
+    "resnet": save_resnet,
+    "vit": save_vit,
+    "swin": save_swin,
+    "convnext": save_convnext,
+    "deit": save_deit,
+    "dinov2": save_dinov2,
+    "dinov3_convnext": save_dinov3_convnext,
+    "mobilenet": save_mobilenet,
+    "hgnet": save_hgnet,
+}
+STRIDES_AND_WIDTHS = [
+    ("resnet", 32, 16),
+    ("vit", 16, 12),
+    ("swin", 32, 32),
+    ("convnext", 32, 16),
+    ("deit", 16, 12),
+    ("dinov2", 14, 12),
+    ("dinov3_convnext", 32, 16),
+    ("mobilenet", 32, 1280),
+    ("hgnet", 32, 16),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +84,7 @@ def test_features_do_not_depend_on_the_batch(folders: dict[str, Path], kind: str
     json.dumps(describer.facts())
 
 
-@pytest.mark.parametrize(("kind", "stride", "dim"), [("resnet", 32, 16), ("vit", 16, 12), ("swin", 32, 32)])
+@pytest.mark.parametrize(("kind", "stride", "dim"), STRIDES_AND_WIDTHS)
 def test_stride_and_width_are_the_models(folders: dict[str, Path], kind: str, stride: int, dim: int) -> None:
     describer = BackboneDescriber(str(folders[kind]), SIZE)
     assert describer.facts()["stride_px"] == stride
@@ -67,6 +101,28 @@ def test_a_roi_shows_its_place_and_not_another(folders: dict[str, Path], kind: s
     (found,) = describer.describe([image], [boxes])
     left, right, right_too = found.features
     assert np.abs(left - right).mean() > 3 * np.abs(right - right_too).mean()
+
+
+def test_sides_of_any_length_are_taken(folders: dict[str, Path]) -> None:
+    """Swin's maps have a position more where a side is no multiple of its stride."""
+    for kind in KINDS:
+        describer = BackboneDescriber(str(folders[kind]), SIZE)
+        (found,) = describer.describe([photo(0, 60, 90)], [BOXES[:2]])
+        assert np.isfinite(found.features).all(), kind
+
+
+def test_a_model_for_images_of_one_size_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the model does not take an image of 448 x 448 pixels"):
+        BackboneDescriber(str(save_pvt(tmp_path / "pvt")), SIZE)
+
+
+def test_a_model_whose_library_is_absent_is_told(tmp_path: Path) -> None:
+    if importlib.util.find_spec("timm") is not None:
+        pytest.skip("timm is installed")
+    folder = save_resnet(tmp_path / "timm")
+    (folder / "config.json").write_text(json.dumps({"model_type": "timm_backbone", "backbone": "resnet50"}))
+    with pytest.raises(ConfigError, match=r"requires the timm library.* Install that library beside vlbert"):
+        BackboneDescriber(str(folder), SIZE)
 
 
 def test_the_whole_image_is_described_as_its_full_frame(folders: dict[str, Path]) -> None:

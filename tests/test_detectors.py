@@ -1,13 +1,23 @@
 """Detectors: one contract for all, and what each of them promises beside it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_models import LABELS, save_deformable_detr, save_resnet, save_yolos
+from small_models import (
+    LABELS,
+    save_conditional_detr,
+    save_deformable_detr,
+    save_detr,
+    save_resnet,
+    save_rt_detr,
+    save_table_transformer,
+    save_yolos,
+)
 
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.detect.annotations import CocoAnnotations, SourceBoxes, class_names_of
@@ -65,6 +75,24 @@ def detector(request: pytest.FixtureRequest, tmp_path: Path) -> Detector:
         return SourceBoxes(["dog"], max_rois=12)
     name = "yolos" if request.param == "softmax" else "deformable"
     return HuggingFaceDetector(str(request.getfixturevalue(name)), RULE, batch_size=4)
+
+
+@pytest.mark.parametrize("save", [save_detr, save_table_transformer, save_conditional_detr, save_rt_detr])
+def test_every_family_proposes_the_boxes_of_its_own_processor(save: Callable[[Path], Path], tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    folder = save(tmp_path / "model")
+    rule = SelectionRule(score_threshold=0.0, nms_iou=None, min_rois=0, max_rois=20, label_topk=3)
+    photo = image(60, 90, number=2)
+    (rois,) = HuggingFaceDetector(str(folder), rule).detect([photo])
+    assert rois.num_rois == 20
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    with torch.inference_mode():
+        output = AutoModelForObjectDetection.from_pretrained(folder)(**processor(photo.pixels, return_tensors="pt"))
+    theirs = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(90, 60)])[0]["boxes"]
+    theirs = theirs.clamp(min=0).minimum(torch.tensor([60.0, 90.0, 60.0, 90.0]))  # one a (box, class) for sigmoids
+    distance = (torch.from_numpy(rois.boxes)[:, None] - theirs[None]).abs().amax(dim=2).amin(dim=0)
+    assert float(distance.max()) < 0.05
 
 
 def photos() -> list[DecodedImage]:

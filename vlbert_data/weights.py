@@ -108,7 +108,11 @@ def load_pretrained(auto_class: Any, folder: Path, *, unused: tuple[str, ...] = 
             model, found = auto_class.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except ImportError as error:
+        # What follows the first sentence is transformers' advice over several lines.
+        lacking = str(error).strip().partition(" You can install")[0]
+        raise ConfigError(f"{folder}: {lacking} Install that library beside vlbert, or give another model.") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{folder}: transformers cannot load this model: {first_line}") from error
     _check_complete(folder, found, unused)
@@ -127,7 +131,7 @@ def running(what: str) -> Iterator[None]:
 
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in first_line:
             raise VlbError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlbert_data.describe.base import Description
 from vlbert_data.describe.roi_align import roi_align_mean
-from vlbert_data.errors import ConfigError
+from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.types import Array
 from vlbert_data.weights import choose_device, hash_files, load_pretrained, load_processor, resolve, running
 
@@ -26,6 +26,8 @@ NUM_BINS = 7
 # Side of the blank image whose map tells the stride: a multiple of all strides and of most patch sizes.
 PROBE_PX = 448
 CHANNELS = 3
+# Pixels between map positions of hierarchical transformers (Swin), whose tokens do not say so.
+STRIDES_PX = (4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +65,8 @@ class BackboneDescriber:
         self._model = getattr(model, "vision_model", model).to(self._device)
         if self._device.type == "cuda":
             self._model = self._model.to(memory_format=torch.channels_last)
-        self._patch_px = _patch_size(self._model.config)
         self._mean, self._std, self._scale = _normalisation(folder, self._device)
-        probe = self._feature_maps(torch.zeros(1, CHANNELS, *(self._probe_px(),) * 2, device=self._device))
-        self.feature_dim = int(probe.shape[1])
-        self._stride_px = self._probe_px() / probe.shape[2]
+        self.feature_dim, self._stride_px, self._multiple_px = self._probe()
 
     def facts(self) -> dict[str, Any]:
         """Return the model's name and weights hash, the layer, the pooling and the preparation of images."""
@@ -82,6 +81,7 @@ class BackboneDescriber:
                 "resize": "bilinear with antialiasing, whole image",
                 "short_side_px": self._size.short_side_px,
                 "long_side_px": self._size.long_side_px,
+                "multiple_px": self._multiple_px,
                 "mean": self._mean.flatten().tolist(),
                 "std": self._std.flatten().tolist(),
                 "rescale": self._scale,
@@ -92,7 +92,7 @@ class BackboneDescriber:
         """Return a Description for each image; see `Describer`. Images resized to one size share a batch."""
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, image in enumerate(images):
-            size = self._size.of(image.shape[1], image.shape[0], multiple=self._patch_px)
+            size = self._size.of(image.shape[1], image.shape[0], multiple=self._multiple_px)
             by_size[size].append(number)
         found: dict[int, Description] = {}
         for size, numbers in by_size.items():
@@ -111,40 +111,59 @@ class BackboneDescriber:
         return (batch.permute(0, 3, 1, 2).float() * self._scale - self._mean) / self._std
 
     def _feature_maps(self, batch: Tensor) -> Tensor:
-        """Return float32 [B, F, H, W].
+        """Return float32 [B, F, H, W]."""
+        found = self._output(batch)
+        if found.ndim == 4:
+            return found.float()
+        height, width = (int(side / self._stride_px) for side in batch.shape[2:])
+        return _grid(found[:, found.shape[1] - height * width :], height, width).float()
+
+    def _output(self, batch: Tensor) -> Tensor:
+        """Return the asked layer's output: a map [B, F, H, W], or tokens [B, n + H * W, F].
 
         Raises:
-            ConfigError: the model gives no such map, or has no such layer.
+            ConfigError: the model has no such layer.
         """
         options: dict[str, Any] = {"output_hidden_states": self._layer is not None}
         if "interpolate_pos_encoding" in inspect.signature(self._model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         with torch.inference_mode():
             output = self._model(pixel_values=batch, **options)
-        states = output.get("reshaped_hidden_states") or output.get("hidden_states")
         if self._layer is None:
-            found = output.last_hidden_state
-        elif states is not None and -len(states) <= self._layer < len(states):
-            found = states[self._layer]
-        else:
+            # What transformers calls a backbone has a list of maps instead.
+            last: Tensor = output["feature_maps"][-1] if "feature_maps" in output else output["last_hidden_state"]
+            return last
+        states = output.get("reshaped_hidden_states") or output.get("hidden_states")
+        if states is None or not -len(states) <= self._layer < len(states):
             raise ConfigError(f"hf:{self._name}:{self._layer}: the model has {len(states or ())} hidden states.")
-        return self._as_map(found, batch.shape[2:]).float()
+        chosen: Tensor = states[self._layer]
+        return chosen
 
-    def _as_map(self, found: Tensor, size: Sequence[int]) -> Tensor:
+    def _probe(self) -> tuple[int, float, int]:
+        """Return the feature width, the pixels between map positions, and what sides of images must be multiples of.
+
+        Raises:
+            ConfigError: the model takes only images of one size, or gives no feature map.
+        """
+        patch_px = _patch_size(self._model.config)
+        side = -(-PROBE_PX // patch_px) * patch_px
+        try:
+            with running("describer"):
+                found = self._output(torch.zeros(1, CHANNELS, side, side, device=self._device))
+        except RecordRejectedError as error:
+            raise ConfigError(
+                f"hf:{self._name}: the model does not take an image of {side} x {side} pixels ({error.detail}). Give a "
+                "backbone that takes images of any size."
+            ) from error
         if found.ndim == 4:
-            return found
-        # A transformer's tokens [B, n + H * W, F]: the first n (class, registers) stand for no place.
-        height, width = (side // self._patch_px for side in size)
-        most_leading = 1 + int(getattr(self._model.config, "num_register_tokens", 0) or 0)
-        if found.ndim == 3 and self._patch_px > 1 and 0 <= found.shape[1] - height * width <= most_leading:
-            return _grid(found[:, -height * width :], height, width)
-        if found.ndim == 3:
-            # Hierarchical transformers (Swin) give H * W tokens at some stride of their own.
-            for stride in (4, 8, 16, 32, 64):
-                if found.shape[1] == (size[0] // stride) * (size[1] // stride):
-                    return _grid(found, size[0] // stride, size[1] // stride)
+            return int(found.shape[1]), side / found.shape[2], patch_px
+        # A transformer's tokens: the first few (class, distillation, registers) stand for no place.
+        most_leading = 2 + int(getattr(self._model.config, "num_register_tokens", 0) or 0)
+        for stride in (patch_px,) if patch_px > 1 else STRIDES_PX:
+            if found.ndim == 3 and 0 <= found.shape[1] - (side // stride) ** 2 <= most_leading:
+                return int(found.shape[2]), stride, stride
         raise ConfigError(
-            f"hf:{self._name}: an output of shape {list(found.shape)} for an image of {size[1]} x {size[0]} pixels is "
+            f"hf:{self._name}: an output of shape {list(found.shape)} for an image of {side} x {side} pixels is "
             "no feature map. Give a convolutional or patch-based backbone."
         )
 
@@ -155,9 +174,6 @@ class BackboneDescriber:
         scale = (size[1] / height / self._stride_px, size[0] / width / self._stride_px)
         features = roi_align_mean(feature_map, all_boxes, scale=scale, num_bins=NUM_BINS).cpu().numpy()  # [R + 1, F]
         return Description(features=features[:-1], image_feature=features[-1])
-
-    def _probe_px(self) -> int:
-        return -(-PROBE_PX // self._patch_px) * self._patch_px
 
 
 def _grid(tokens: Tensor, height: int, width: int) -> Tensor:
