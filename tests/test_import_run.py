@@ -91,7 +91,7 @@ def test_a_damaged_column_costs_its_row_and_names_it(
 def test_an_id_beyond_the_classes_behind_the_first_rows_costs_its_row(
     tmp_path: Path, captions: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlbert_data.importers.feature_rows.ROWS_TRIED", 5)
+    monkeypatch.setattr("vlbert_data.importers.row_importer.ROWS_TRIED", 5)
     damage(table, 7, 3, b64(np.full(4, 1600)))
     folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
     assert [line["detail"] for line in rejects(folder)] == ["class ids are 1600 .. 1600; the space has 0 .. 1599"]

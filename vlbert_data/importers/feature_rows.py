@@ -22,7 +22,7 @@ from vlbert_data.importers.encoded import (
     decode_table,
     parse_count,
 )
-from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
+from vlbert_data.importers.row_importer import RowImporter, decode_key, most_common, split_columns, try_rows
 from vlbert_data.importers.rows import Rows, index_files
 from vlbert_data.types import Array
 
@@ -81,23 +81,23 @@ def open_rows(
 
 
 def _try_rows(files: Sequence[Rows], layout: Layout) -> tuple[Widths, list[dict[str, Any]]]:
-    """Return the widths that the first good row has, and that row and those after it, parsed."""
-    total = sum(map(len, files))
-    widths: Widths | None = None
+    """Return the widths that most of the first rows have, so that a damaged one does not set them, and those rows."""
+
+    def measure(rows: Rows, index: int) -> tuple[Widths, Columns]:
+        columns = split_row(rows.read(index), layout)
+        return _measure(columns), columns
+
+    tried = try_rows(files, measure, layout.format)
+    widths = most_common(found for found, _ in tried)
     good: list[dict[str, Any]] = []
     complaint = ""
-    for _, rows, index in numbered(files, 0, min(total, ROWS_TRIED)):
+    for _, columns in tried:
         try:
-            columns = split_row(rows.read(index), layout)
-            widths = widths or _measure(columns)
             good.append(parse_columns(columns, widths, with_attributes=True))
         except RecordRejectedError as error:
-            complaint = complaint or f"{rows.where(index)}: {error}"
-    if widths is None or not good:
-        raise ConfigError(
-            f"{files[0].path}: none of the first {min(total, ROWS_TRIED)} rows is a row of {layout.format}; "
-            f"the first trouble is at {complaint}. Name the right --format, or mend the file."
-        )
+            complaint = complaint or str(error)
+    if not good:
+        raise ConfigError(f"{files[0].path}: no sound row of {layout.format} among the first; {complaint}.")
     return widths, good
 
 

@@ -1,11 +1,12 @@
 """What importers of tables share: one row, one input. Promise: a row that cannot be read costs that row."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from vlbert_data.errors import RecordRejectedError
+from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import RawRecord, Traits
 from vlbert_data.importers.rows import Rows
 from vlbert_data.shards.files import blake2b_json
@@ -15,6 +16,8 @@ from vlbert_data.sources.base import SourceReject
 ROWS_TRIED = 32
 # Enough to say how many columns two rows have that ran into each other.
 MOST_COLUMNS = 64
+Found = TypeVar("Found")
+Value = TypeVar("Value", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,32 @@ def numbered(files: Sequence[Rows], start: int, stop: int) -> Iterator[tuple[int
         begin = end - len(rows)
         for number in range(max(start, begin), min(stop, end)):
             yield number, rows, number - begin
+
+
+def try_rows(files: Sequence[Rows], measure: Callable[[Rows, int], Found], format_name: str) -> list[Found]:
+    """Return what `measure` finds in those of the first rows that it does not reject.
+
+    Raises:
+        ConfigError: it rejects all of them.
+    """
+    found: list[Found] = []
+    complaint = ""
+    for _, rows, index in numbered(files, 0, ROWS_TRIED):
+        try:
+            found.append(measure(rows, index))
+        except RecordRejectedError as error:
+            complaint = complaint or f"{rows.where(index)}: {error}"
+    if not found:
+        raise ConfigError(
+            f"{files[0].path}: none of the first rows is a row of {format_name}; the first trouble is at "
+            f"{complaint or 'its end: it is empty'}. Name the right --format, or mend the file."
+        )
+    return found
+
+
+def most_common(values: Iterable[Value]) -> Value:
+    """Return the value that occurs most often, of equals the first: a damaged record does not decide for all."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def split_columns(row: bytes, num_columns: int) -> list[memoryview]:

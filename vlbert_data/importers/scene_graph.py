@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers import predictions
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, decode_rows
-from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
+from vlbert_data.importers.row_importer import RowImporter, decode_key, most_common, split_columns, try_rows
 from vlbert_data.importers.rows import Rows, index_files, sniff_lines
 from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
@@ -45,30 +45,52 @@ def _look(line: bytes) -> str | None:
 def open_importer(paths: Sequence[Path], options: FormatOptions) -> "SceneGraphRows":
     """Return the importer of these files; see `base.Format`."""
     files = index_files(paths, 2)
-    objects, size = _first_good(files)
-    feature_dim = len(_floats(objects[0], "feature", None))
+    shape = most_common(try_rows(files, _shape, NAME))
     labels = ABSENT
-    if options.labels and "scores_all" in objects[0]:
-        columns = len(_floats(objects[0], "scores_all", None))
-        settled = columns == predictions.NUM_CLASSES + 1
+    if options.labels and shape.num_scores:
+        settled = shape.num_scores == predictions.NUM_CLASSES + 1
         labels = LabelConvention(
             targets="soft",
-            num_classes=columns,
+            num_classes=shape.num_scores,
             background="first",
             space=predictions.LABEL_SPACE if settled else None,
-            evidence=f"scores_all has {columns} columns; VinVL's has {predictions.NUM_CLASSES + 1}, background first",
+            evidence=f"scores_all has {shape.num_scores} columns; VinVL's has {predictions.NUM_CLASSES + 1}, "
+            "background first",
         )
-    elif options.labels and "class" in objects[0]:
-        labels = predictions.convention_of(options.class_names, f"such as {objects[0]['class']!r} in {paths[0]}")
+    elif options.labels and shape.has_classes:
+        labels = predictions.convention_of(options.class_names, f"as `class` in {paths[0]}")
     traits = Traits(
         format=NAME,
-        feature_dim=feature_dim,
+        feature_dim=shape.feature_dim,
         labels=labels,
-        has_image_sizes=size is not None,
-        has_confidence=labels == ABSENT and "conf" in objects[0],
+        has_image_sizes=shape.has_size,
+        has_confidence=labels == ABSENT and shape.has_confidence,
     )
     ids = {name: number for number, name in enumerate(options.class_names or ())}
     return SceneGraphRows(traits=traits, files=files, class_ids=ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a row shows that all rows have: numbers of a RoI's feature and of its distribution (0 for none)."""
+
+    feature_dim: int
+    num_scores: int
+    has_classes: bool
+    has_confidence: bool
+    has_size: bool
+
+
+def _shape(rows: Rows, index: int) -> _Shape:
+    record = predictions.parse_json_column(split_columns(rows.read(index), 2)[1])
+    first = predictions.objects_in(record)[0]
+    return _Shape(
+        feature_dim=len(_floats(first, "feature", None)),
+        num_scores=len(_floats(first, "scores_all", None)) if "scores_all" in first else 0,
+        has_classes="class" in first,
+        has_confidence="conf" in first,
+        has_size=size_of(record, ("image_w", "image_h")) is not None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,24 +123,6 @@ class SceneGraphRows(RowImporter):
             class_scores=class_scores,
             confidence=predictions.confidences_of(objects) if self.traits.has_confidence else None,
         )
-
-
-def _first_good(files: Sequence[Rows]) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
-    """Return the objects of the first row that can be read, and the image size that it states.
-
-    Raises:
-        ConfigError: none of the first rows can be read.
-    """
-    complaint = ""
-    for _, rows, index in numbered(files, 0, ROWS_TRIED):
-        try:
-            record = predictions.parse_json_column(split_columns(rows.read(index), 2)[1])
-            objects = predictions.objects_in(record)
-            _floats(objects[0], "feature", None)
-            return objects, size_of(record, ("image_w", "image_h"))
-        except RecordRejectedError as error:
-            complaint = complaint or f"{rows.where(index)}: {error}"
-    raise ConfigError(f"{files[0].path}: none of the first rows has objects with features; {complaint}.")
 
 
 def _table(objects: Sequence[dict[str, Any]], name: str, columns: int) -> Array:

@@ -18,7 +18,7 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers import predictions
 from vlbert_data.importers.base import ABSENT, FormatOptions, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, MOST_ROIS, count_columns, decode_table, parse_count
-from vlbert_data.importers.row_importer import ROWS_TRIED, RowImporter, decode_key, numbered, split_columns
+from vlbert_data.importers.row_importer import RowImporter, decode_key, most_common, split_columns, try_rows
 from vlbert_data.importers.rows import Rows, index_rows, sniff_lines
 from vlbert_data.sources.files import relative_names
 from vlbert_data.sources.records import id_hash, size_of
@@ -50,7 +50,7 @@ def open_importer(paths: Sequence[Path], options: FormatOptions) -> "VinvlRows":
     names = relative_names(paths)
     files = tuple(index_rows(path, _first_column, name=name) for path, name in zip(paths, names, strict=True))
     beside = {path: found for path in paths if (found := _open_predictions(path)) is not None}
-    feature_dim = _first_columns(files) - BOX_NUMBERS
+    feature_dim = most_common(try_rows(files, _columns, NAME)) - BOX_NUMBERS
     labels = ABSENT
     if 0 < len(beside) < len(paths):
         raise ConfigError(f"{len(beside)} of {len(paths)} files have predictions beside them; import them apart.")
@@ -176,24 +176,13 @@ def _first_column(head: bytes, tabs: int) -> bytes:
     return head.partition(b"\t")[0] if tabs in (1, 2) else b""
 
 
-def _first_columns(files: Sequence[Rows]) -> int:
-    """Return how many numbers a RoI has in the first good row.
-
-    Raises:
-        ConfigError: none of the first rows is good, or they hold no more than a box.
-    """
-    complaint = ""
-    for _, rows, index in numbered(files, 0, ROWS_TRIED):
-        try:
-            num, text = _split(rows.read(index).split(b"\t")[1:])
-            columns = count_columns(text, num, "features")
-        except RecordRejectedError as error:
-            complaint = complaint or f"{rows.where(index)}: {error}"
-            continue
-        if columns > BOX_NUMBERS:
-            return columns
-        complaint = complaint or f"{rows.where(index)}: {columns} numbers a RoI"
-    raise ConfigError(f"{files[0].path}: no row of VinVL features among the first; {complaint or 'an empty file'}.")
+def _columns(rows: Rows, index: int) -> int:
+    """Return how many numbers a RoI has in a row."""
+    num, text = _split(rows.read(index).split(b"\t")[1:])
+    columns = count_columns(text, num, "features")
+    if columns <= BOX_NUMBERS:
+        raise RecordRejectedError("wrong length", f"{columns} numbers a RoI; a box alone takes {BOX_NUMBERS}")
+    return columns
 
 
 def _split(columns: list[bytes]) -> tuple[int, bytes | str]:

@@ -16,6 +16,7 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, MOST_ROIS, count_columns, decode_base64, decode_table
 from vlbert_data.importers.lxmert import LABEL_SPACE, NUM_CLASSES
+from vlbert_data.importers.row_importer import most_common
 from vlbert_data.importers.rows import sniff_lines
 from vlbert_data.importers.side_files import json_record
 from vlbert_data.importers.vlbert_files import (
@@ -192,17 +193,20 @@ def _sniff_zip(path: Path) -> str | None:
 
 
 def _describe(listing: Listing, path: Path) -> Traits:
-    """Return what the first good file shows that all have.
+    """Return what most of the first files show that all have.
 
     Raises:
         ConfigError: none of the first files is good.
     """
+    found: list[Traits] = []
     complaint = ""
     for number in range(min(len(listing), FILES_TRIED)):
         try:
-            return _traits(parse_fields(listing.read(number).data), listing)
+            found.append(_traits(parse_fields(listing.read(number).data), listing))
         except RecordRejectedError as error:
             complaint = complaint or f"{listing.where(number)}: {error}"
+    if found:
+        return most_common(found)
     raise ConfigError(
         f"{path}: none of the first {min(len(listing), FILES_TRIED)} files of features can be read; the first trouble "
         f"is {complaint}."

@@ -181,6 +181,9 @@ def _find_directory(stream: BinaryIO, num_bytes: int) -> tuple[int, int]:
     stream.seek(num_bytes - tail_bytes)
     tail = _exactly(stream, tail_bytes)
     found = tail.rfind(b"PK\5\6")
+    # The comment behind the end may hold the same letters; the end is where its length fits.
+    while found >= 0 and not _ends_at(tail, found):
+        found = tail.rfind(b"PK\5\6", 0, found)
     if found < 0:
         raise _BadZipError("it has no directory at its end; was it cut short?")
     end = _END.unpack_from(tail, found)
@@ -197,6 +200,12 @@ def _find_directory(stream: BinaryIO, num_bytes: int) -> tuple[int, int]:
     if wide[0] != b"PK\6\6":
         raise _BadZipError("its zip64 end is not where it should be")
     return wide[7], min(wide[9], num_bytes)
+
+
+def _ends_at(tail: bytes, place: int) -> bool:
+    """Return whether an end record at `place` with its comment fills the rest of `tail`."""
+    rest = len(tail) - place - _END.size
+    return rest >= 0 and _END.unpack_from(tail, place)[-1] == rest
 
 
 def _widen(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:
