@@ -33,6 +33,7 @@ tests: setup browser
 
 docs: setup
 	$(BIN)/python -m docs.make_cli
+	$(BIN)/python -m docs.make_architecture
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
