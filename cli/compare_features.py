@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from cli import console
+from cli.options import Choice
 
 
 @click.command(name="compare-features", no_args_is_help=True)
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--match", type=click.Choice(["iou", "id"]), default="iou", help="Pair RoIs by boxes, or by place [iou].")
+@click.option("--match", type=Choice(["iou", "id"]), default="iou", help="Pair RoIs by boxes, or by place [iou].")
 @click.option("--images", type=click.IntRange(min=1), default=1000, help="Most images looked at, evenly spread [1000].")
 @click.option("--key-pattern", help="Regular expression that finds the image id in the names of both.")
 @click.option("--image-sizes", type=click.Path(path_type=Path), help="Sizes of the images, for formats without them.")
