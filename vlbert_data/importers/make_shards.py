@@ -58,9 +58,11 @@ class ShardMaker:
             VlbError, OSError: reading or writing failed; shards finished before are kept.
         """
         closer = BackgroundCloser()
-        for shard in shards:
-            self._make(shard, tell, closer)
-        closer.wait()
+        try:
+            for shard in shards:
+                self._make(shard, tell, closer)
+        finally:
+            closer.wait()
 
     def _make(self, shard: int, tell: Tell, closer: BackgroundCloser) -> None:
         job = ShardJob(self.state.folder, shard, self.reading.meaning.schema(), self.container)

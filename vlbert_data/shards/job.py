@@ -171,15 +171,21 @@ def write_records(
     """
     closer, written = BackgroundCloser(), list[WrittenShard]()
     source = iter(records)
-    for shard in itertools.count():
-        job = ShardJob(folder, shard, facts.schema, facts.container)
-        for record in itertools.islice(source, shard_size):
-            job.add(record)
-        if not len(job):
-            job.abort()
-            break
-        closer.close(job, written.append)
-    closer.wait()
+    try:
+        for shard in itertools.count():
+            job = ShardJob(folder, shard, facts.schema, facts.container)
+            try:
+                for record in itertools.islice(source, shard_size):
+                    job.add(record)
+            except BaseException:
+                job.abort()
+                raise
+            if not len(job):
+                job.abort()
+                break
+            closer.close(job, written.append)
+    finally:
+        closer.wait()  # also after a failure: nothing may be written once this has returned
     return finish_folder(folder, facts, written, [], ({}, {}))
 
 

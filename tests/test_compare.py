@@ -1,0 +1,142 @@
+"""Comparing features: each cause of a difference is made, and is the one that is named."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.foreign_files import Detections, lxmert_row, make_detections, write_captions, write_rows
+from tests.import_world import run_import
+from vlbert_data import boxes as geometry
+from vlbert_data.compare import Comparison, compare, match_boxes
+from vlbert_data.errors import ConfigError
+from vlbert_data.importers.feature_set import open_feature_set
+from vlbert_data.importers.keys import KeyPattern
+
+IMAGES = [make_detections(number, num_rois=8, feature_dim=64) for number in range(1, 9)]
+
+
+def compare_with(
+    tmp_path: Path, change: Callable[[Detections], Detections], *, match: str = "iou", shift: int = 0
+) -> Comparison:
+    """Return the comparison of IMAGES, imported, with a table of the same images changed."""
+    rows = [lxmert_row(found) for found in IMAGES]
+    captions = write_captions(tmp_path / "captions.json", IMAGES)
+    run_import(write_rows(tmp_path / "a.tsv", rows), tmp_path / "a", captions=captions)
+    changed = [change(found) for found in IMAGES]
+    if shift:
+        changed = [dataclasses.replace(f, cls_prob=np.roll(f.cls_prob, shift, axis=1)) for f in changed]
+    write_rows(tmp_path / "b.tsv", [lxmert_row(found) for found in changed])
+    sets = [open_feature_set(path, KeyPattern(), None) for path in (tmp_path / "a", tmp_path / "b.tsv")]
+    return compare(*sets, match=match, num_images=100)
+
+
+def scaled(found: Detections) -> Detections:
+    return dataclasses.replace(
+        found, width=2 * found.width, height=2 * found.height, boxes=(found.boxes * 2).astype(np.float32)
+    )
+
+
+def with_last_pixel(found: Detections) -> Detections:
+    return dataclasses.replace(found, boxes=found.boxes + np.array([0, 0, 1, 1], np.float32))
+
+
+def swapped(found: Detections) -> Detections:
+    side = max(found.width, found.height)
+    return dataclasses.replace(found, width=side, height=side, boxes=found.boxes[:, [1, 0, 3, 2]])
+
+
+def from_other_pixels(found: Detections) -> Detections:
+    noise = np.random.default_rng(0).standard_normal(found.features.shape).astype(np.float32)
+    return dataclasses.replace(found, features=found.features + 1.2 * noise)
+
+
+def of_other_network(found: Detections) -> Detections:
+    return dataclasses.replace(found, features=np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "match", "expected"),
+    [
+        (lambda found: found, "iou", "No difference beyond rounding."),
+        (scaled, "iou", "2.0 times as wide and 2.0 times as high"),
+        (with_last_pixel, "iou", "right and lower edges differ by one pixel"),
+        (swapped, "id", "x and y are swapped"),
+        (from_other_pixels, "iou", "another colour order"),
+        (of_other_network, "iou", "Features are unrelated"),
+        (lambda f: dataclasses.replace(f, features=f.features * 3), "iou", "3.0 times as long"),
+        (lambda f: dataclasses.replace(f, features=f.features[:, :32]), "iou", "64 and 32 numbers"),
+        (
+            lambda f: dataclasses.replace(
+                f, boxes=f.boxes[:3], features=f.features[:3], cls_prob=f.cls_prob[:3], attr_prob=f.attr_prob[:3]
+            ),
+            "iou",
+            "have a partner",
+        ),
+    ],
+)
+def test_the_cause_of_a_difference_is_named(
+    tmp_path: Path, change: Callable[[Detections], Detections], match: str, expected: str
+) -> None:
+    found = compare_with(tmp_path, change, match=match)
+    assert any(expected in finding for finding in found.findings), found
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_classes_moved_by_one_are_named_with_their_direction(tmp_path: Path, shift: int) -> None:
+    found = compare_with(tmp_path, lambda image: image, shift=shift)
+    assert len(found.findings) == 1
+    assert f"Classes are moved by {shift:+d}" in found.findings[0]
+    assert found.facts["label_agreement"][f"{shift:+d}"] > 0.9
+
+
+def test_the_same_rois_in_another_order_are_recognised(tmp_path: Path) -> None:
+    def turned(image: Detections) -> Detections:
+        return Detections(
+            **{
+                field.name: value[::-1] if isinstance(value := getattr(image, field.name), np.ndarray) else value
+                for field in dataclasses.fields(image)
+            }
+        )
+
+    assert "another order" in compare_with(tmp_path, turned).findings[0]
+    by_place = compare_with(tmp_path, turned, match="id")
+    assert any("Compare with --match iou" in finding for finding in by_place.findings)
+
+
+def test_boxes_are_paired_as_a_slow_search_pairs_them() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        low = rng.uniform(0, 50, (6, 2))
+        a = np.concatenate([low, low + rng.uniform(10, 60, (6, 2))], axis=1)
+        b = (a + rng.normal(0, 6, a.shape))[rng.permutation(6)][:5]
+        overlaps = geometry.iou(a, b)
+        expected = [
+            (i, j)
+            for i in range(6)
+            for j in range(5)
+            if overlaps[i, j] >= 0.5 and overlaps[i, j] == overlaps[i].max() == overlaps[:, j].max()
+        ]
+        assert list(zip(*(rows.tolist() for rows in match_boxes(a, b)), strict=True)) == expected
+
+
+def test_features_of_other_images_cannot_be_compared(tmp_path: Path) -> None:
+    paths = [write_rows(tmp_path / f"{n}.tsv", [lxmert_row(make_detections(n))]) for n in (1, 2)]
+    sets = [open_feature_set(path, KeyPattern(), None) for path in paths]
+    with pytest.raises(ConfigError, match=r"no image id in common: COCO_val2014_0+1 against COCO_val2014_0+2"):
+        compare(*sets, match="iou", num_images=10)
+
+
+def test_the_command_prints_facts_and_findings(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.tsv", [lxmert_row(found) for found in IMAGES])
+    command = [sys.executable, "-m", "cli.main", "compare-features", str(path), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "- No difference beyond rounding." in done.stdout
+    facts = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert facts["images"] == len(IMAGES)
+    assert facts["cosine"]["median"] == 1.0
