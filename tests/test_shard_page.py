@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,9 +248,3 @@ def test_sizes_and_scores_are_counted_as_a_loop_counts_them(folder: Path) -> Non
         counts = [sum(i / 20 <= value < (i + 1) / 20 for value in values) for i in range(20)]
         assert found[name]["bin_counts"] == counts
         assert found[name]["mean"] == pytest.approx(sum(values) / len(values), abs=1e-4)
-
-
-def test_all_assets_are_installed_with_the_package() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cli.pages"]
-    installed = {path for pattern in patterns for path in (ROOT / "cli" / "pages").glob(pattern)}
-    assert set(ASSETS) <= installed
