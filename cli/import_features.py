@@ -28,9 +28,8 @@ DEFAULTS = BuildConfig()
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
 @click.option("--label-topk", type=int, help=f"Classes kept of a distribution [{DEFAULTS.label_topk}].")
 @click.option("--max-rejects", type=float, help=f"Share below 1, or number of inputs [{DEFAULTS.max_rejects}].")
-@click.option("--retry-rejected", is_flag=True, help="Make shards with rejects again, for input that was mended.")
 @click.option("--workers", type=int, help="Processes that make shards; 1 makes them in this one.")
-def command(inputs: tuple[str, ...], out: Path, format_name: str | None, retry_rejected: bool, **options: Any) -> None:
+def command(inputs: tuple[str, ...], out: Path, format_name: str | None, **options: Any) -> None:
     """Take over RoI features from the files of other projects.
 
     INPUTS: files, folders or quoted globs, all of one format, which is told apart by content. Nothing in them is ever
@@ -48,7 +47,7 @@ def command(inputs: tuple[str, ...], out: Path, format_name: str | None, retry_r
     settings = {name: options[name] for name in names if options[name] is not None}
     config = BuildConfig(**_default_how()).updated(settings)
     importer, beside = _open(inputs, format_name, options)
-    work = Import(folder=out, importer=importer, config=config, beside=beside, retry_rejected=retry_rejected)
+    work = Import(folder=out, importer=importer, config=config, beside=beside)
     rate = console.Rate()
     try:
         with console.bar("images", len(importer)) as bar:

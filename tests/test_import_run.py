@@ -219,7 +219,7 @@ def test_a_format_without_captions_asks_for_them(tmp_path: Path, table: Path) ->
         run_import(table, tmp_path / "out")
 
 
-def test_too_many_rejects_fail_the_import_and_mended_input_is_taken(
+def test_too_many_rejects_fail_the_import_and_mended_input_is_another_import(
     tmp_path: Path, table: Path, captions: Path
 ) -> None:
     good = table.read_bytes()
@@ -228,7 +228,7 @@ def test_too_many_rejects_fail_the_import_and_mended_input_is_taken(
     with pytest.raises(TooManyRejectsError, match=r"2 of 12 inputs were rejected; --max-rejects allows 0\.05"):
         run_import(table, tmp_path / "out", captions=captions, shard_size=4)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    folder = run_import(table, tmp_path / "out", captions=captions, shard_size=4, max_rejects=0.5)
+    folder = run_import(table, tmp_path / "out", captions=captions, shard_size=4, max_rejects=2)
     assert len(folder) == 10
     table.write_bytes(good)
     with pytest.raises(ConfigError, match="begun with other settings: source"):

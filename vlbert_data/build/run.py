@@ -239,7 +239,8 @@ class Build:
         outcomes = [self.state.load_shard(shard) for shard in range(self.state.num_shards)]
         rejects = sum((Counter(dict(outcome.reject_counts)) for _, outcome in outcomes), Counter[str]())
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
-        check_rejects(self.folder, self.config, rejects, len(self.source))
+        advice = "mend the input and run the same command with --retry-rejected"
+        check_rejects(self.folder, self.config, rejects, len(self.source), advice=advice)
         facts = FolderFacts(
             container=self.config.container,
             schema=self.schema,

@@ -46,8 +46,10 @@ class TooManyRejectsError(VlbError):
         self.counts = counts
 
 
-def check_rejects(folder: Path, config: BuildConfig, rejects: Mapping[str, int], num_inputs: int) -> None:
-    """Pass where so many rejects, by reason, are within what `config` allows.
+def check_rejects(
+    folder: Path, config: BuildConfig, rejects: Mapping[str, int], num_inputs: int, *, advice: str
+) -> None:
+    """Pass where so many rejects, by reason, are within what `config` allows. advice: what else the user can do.
 
     Raises:
         TooManyRejectsError: there are more.
@@ -56,8 +58,7 @@ def check_rejects(folder: Path, config: BuildConfig, rejects: Mapping[str, int],
     if not config.allows(total, num_inputs):
         raise TooManyRejectsError(
             f"{folder}: {total} of {num_inputs} inputs were rejected; --max-rejects allows {config.max_rejects:g}. The "
-            "shards are kept: mend the input and run the same command with --retry-rejected, or with a higher "
-            "--max-rejects to accept this.",
+            f"shards are kept: {advice}, or run the same command with a higher --max-rejects to accept this.",
             dict(rejects),
         )
 

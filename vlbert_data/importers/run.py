@@ -75,7 +75,6 @@ class Import:
     config: BuildConfig
     beside: Beside
     on_progress: Callable[[Progress], None] = lambda _: None
-    retry_rejected: bool = False
     maker: ShardMaker = field(init=False)
     _hashes: Array = field(init=False, repr=False)
 
@@ -136,8 +135,6 @@ class Import:
         if manifest is None:
             with contextlib.ExitStack() as locks:
                 locks.enter_context(state.lock("import"))
-                if self.retry_rejected:
-                    state.forget_rejected((0, 1))
                 pending = state.pending()
                 self._make(pending)
                 made = len(pending)
@@ -167,7 +164,8 @@ class Import:
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
-        check_rejects(self.folder, self.config, rejects, len(self.importer))
+        advice = "mend the input and import it into another folder"
+        check_rejects(self.folder, self.config, rejects, len(self.importer), advice=advice)
         traits = self.importer.traits
         facts = FolderFacts(
             container=self.config.container,
