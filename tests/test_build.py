@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from vlbert_data.describe.base import Description
 from vlbert_data.detect.annotations import SourceBoxes
 from vlbert_data.errors import ConfigError, RecordRejectedError, ShardError, VlbError
 from vlbert_data.images import LARGEST_MAX_PIXELS
+from vlbert_data.shards import hdf5
 from vlbert_data.shards.folder import ShardFolder
+from vlbert_data.synthetic import write_shards
 from vlbert_data.types import Array
 from vlbert_data.verify import verify
 
@@ -320,20 +323,45 @@ def test_a_feature_beyond_float16_is_a_reject_that_names_the_image(tmp_path: Pat
     assert "float16 ends at 65504" in first["detail"]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("container", ["lmdb", "hdf5"])
+@pytest.mark.parametrize("limit", [100, 9_000, 20_000, 60_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    tmp_path: Path, container: str, limit: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     table = make_world(tmp_path / "world", 12)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     out = tmp_path / "out"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         # A limit on file size stands in for a full disk: the same failing write, without a disk of our own to fill.
         with pytest.raises(VlbError, match=r"Finished shards are kept; make room"):
-            build(table, out, shard_size=12)
+            build(table, out, shard_size=12, container=container)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(out.glob("shard-*"))
-    assert build(table, out, shard_size=12).manifest is not None
+    assert not [entry.name for entry in out.iterdir() if entry.name != STATE_FOLDER]
+    assert "Traceback" not in capfd.readouterr().err
+    assert build(table, out, shard_size=12, container=container).manifest is not None
     assert verify(out).sound
+
+
+def test_shards_begun_when_the_disk_is_full_are_not_left_behind(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 12)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, limits[1]))
+    try:
+        with pytest.raises(VlbError, match=r"make room"):
+            build(table, tmp_path / "out", shard_size=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == [STATE_FOLDER]
+
+
+def test_a_disk_without_room_is_told_before_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(hdf5, "LAYOUT_BYTES", free * 2)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_shards(tmp_path / "out", container="hdf5")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_empty_input_is_refused(tmp_path: Path) -> None:

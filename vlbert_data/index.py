@@ -71,7 +71,9 @@ def from_table(table: pa.Table) -> ImageIndex:
 def save(tables: Sequence[pa.Table], path: Path) -> None:
     """Write the tables one after another as one Parquet file; equal rows give equal bytes."""
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    pq.write_table(table.cast(SCHEMA), path, compression="zstd")
+    # A stream, not the path: Arrow takes only names that are text.
+    with path.open("wb") as stream:
+        pq.write_table(table.cast(SCHEMA), stream, compression="zstd")
 
 
 def load(path: Path) -> ImageIndex:
@@ -81,7 +83,8 @@ def load(path: Path) -> ImageIndex:
         ShardError: missing, damaged, of other columns, or not ordered by shard and row.
     """
     try:
-        table = pq.read_table(path, schema=SCHEMA)
+        with path.open("rb") as stream:
+            table = pq.read_table(stream, schema=SCHEMA)
     except FileNotFoundError as error:
         raise ShardError(f"{path}: there is no index. Copy the folder again or rebuild it.") from error
     except (pa.ArrowException, OSError) as error:

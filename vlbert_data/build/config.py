@@ -55,7 +55,7 @@ class BuildConfig:
         for name, low, high in LIMITS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; it must be from {low:g} to {high:g}.")
+                raise ConfigError(f"{name} is {value}; it must be from {low:,} to {high:,}.")
         if self.min_rois > self.max_rois:
             raise ConfigError(f"min_rois is {self.min_rois}, more than max_rois, {self.max_rois}.")
 
@@ -95,8 +95,8 @@ LIMITS = (
     ("shard_size", 1, 1_000_000),
     ("min_rois", 0, 10_000),
     ("max_rois", 1, 10_000),
-    ("score_threshold", 0.0, 1.0),
-    ("nms", 0.0, 1.0),
+    ("score_threshold", 0, 1),
+    ("nms", 0, 1),
     ("label_topk", 1, 65535),
     ("num_proposals", 1, 6000),
     ("masked_views", 0, 1000),
@@ -104,7 +104,7 @@ LIMITS = (
     ("max_pixels", 1, 178_956_970),  # images.LARGEST_MAX_PIXELS, which is not imported: it takes Pillow
     ("short_side_px", 32, 8192),
     ("long_side_px", 32, 8192),
-    ("max_rejects", 0.0, 1e12),
+    ("max_rejects", 0, 10**12),
     ("workers", 0, 256),
     ("batch_size", 1, 1024),
     ("seed", 0, 2**63 - 1),

@@ -171,7 +171,7 @@ class BuildState:
     def save_shard(self, shard: int, written: WrittenShard, outcome: ShardOutcome) -> None:
         """Record a finished shard; from the return on it counts as done."""
         with files.atomic_path(self._rows(shard)) as temporary:
-            pq.write_table(written.rows, temporary)
+            index_module.save([written.rows], temporary)
         facts = {"entry": asdict(written.entry), **asdict(outcome)}
         files.write_bytes(self._outcome(shard), files.canonical_json(facts))
 
@@ -179,7 +179,8 @@ class BuildState:
         """Return what `save_shard` recorded."""
         facts = self._read_outcome(shard)
         try:
-            rows = pq.read_table(self._rows(shard), schema=index_module.SCHEMA)
+            with self._rows(shard).open("rb") as stream:
+                rows = pq.read_table(stream, schema=index_module.SCHEMA)
             return WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=rows), ShardOutcome(**facts)
         except (pa.ArrowException, OSError, TypeError) as error:
             raise self._damaged(shard, error) from error

@@ -4,6 +4,7 @@ Orders go down a pipe whose other end only the build holds: when the build dies 
 """
 
 import json
+import os
 import queue
 import threading
 from collections import Counter
@@ -149,6 +150,7 @@ def _run(orders: Connection, answers: Connection, state: BuildState, schema: Sha
             writer.carry_out(order)
         writer.wait()
         answers.send(None)
+        return
     except EOFError:
         writer.abort()
     except VlbError as error:
@@ -157,6 +159,8 @@ def _run(orders: Connection, answers: Connection, state: BuildState, schema: Sha
     except OSError as error:
         writer.abort()
         answers.send(disk_error(error, state.folder))
+    # At once: libraries that could not write would try again at an ordinary exit, and complain.
+    os._exit(1)
 
 
 def disk_error(error: OSError, folder: Path) -> VlbError:
@@ -194,9 +198,10 @@ class _Writer:
         self._closer.wait()
 
     def abort(self) -> None:
-        """Throw the unfinished shard away."""
+        """Throw the unfinished shard away, and let one that is being closed become whole or go."""
         if self._job is not None:
             self._job.abort()
+        self._closer.settle()
 
     def _add(self, order: Add) -> None:
         assert self._job is not None, "a shard is begun before records are added"

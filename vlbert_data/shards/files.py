@@ -1,9 +1,11 @@
 """Files that are whole or absent. Promise: what stands under its own name was written to the end and synced."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Pass where the disk of `folder` has room for so many bytes more.
+
+    Raises:
+        OSError: it has not, as the system itself would say when the disk is full.
+    """
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def try_size(path: Path, num_bytes: int) -> None:
+    """Make an empty file at `path`, after seeing that it could have so many bytes.
+
+    Raises:
+        OSError: it could not: the disk is full, a quota or a limit is reached.
+    """
+    require_space(path.parent, num_bytes)
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            stream.truncate(0)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ A contiguous dataset is a plain run of bytes at `dataset.id.get_offset()`, so a 
 lie, closes it, and maps the file.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ import numpy as np
 
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.base import MappedShard, decode_text
-from vlbert_data.shards.files import publish, temporary_name
+from vlbert_data.shards.files import publish, temporary_name, try_size
 from vlbert_data.shards.schema import (
     FORMAT_VERSION,
     Field,
@@ -42,6 +43,8 @@ COLUMN_ALIGNMENT_BYTES = 4096
 # Columns wait in memory up to this size together and in temporary files beyond it, which bounds memory for any shard.
 HELD_BYTES = 256 << 20
 COPY_BYTES = 8 << 20
+# More than a shard's groups, small datasets and gaps between columns take.
+LAYOUT_BYTES = 4 << 20
 # Buffers that one call may write; POSIX allows at least 16, Linux 1024.
 BUFFERS_A_CALL = 512
 # Files that HDF5 1.10 and every later library can read.
@@ -94,15 +97,7 @@ class Hdf5ShardWriter:
 
     def close(self) -> str:
         """Lay the columns out, sync and give the file its name; see `ShardWriter.close`."""
-        with h5py.File(
-            self._temporary,
-            "w",
-            libver=LIBVER,
-            alignment_threshold=1,
-            alignment_interval=COLUMN_ALIGNMENT_BYTES,
-        ) as file:
-            self._write_facts(file)
-            places = self._write_columns(file)
+        places = self._lay_out()
         with self._temporary.open("r+b", buffering=0) as stream:
             for name, place in places.items():
                 self._columns[name].copy_to(stream.fileno(), place)
@@ -113,6 +108,26 @@ class Hdf5ShardWriter:
         """Throw away what was written."""
         self._close_columns()
         self._temporary.unlink(missing_ok=True)
+
+    def _lay_out(self) -> dict[str, int]:
+        """Write all but the columns' bytes and return for each column the byte at which it lies.
+
+        Raises:
+            OSError: there is no room. It is tried before, because HDF5 cannot let go of a file that it fails to write.
+        """
+        try_size(self._temporary, sum(column.num_bytes for column in self._columns.values()) + LAYOUT_BYTES)
+        try:
+            with h5py.File(
+                self._temporary,
+                "w",
+                libver=LIBVER,
+                alignment_threshold=1,
+                alignment_interval=COLUMN_ALIGNMENT_BYTES,
+            ) as file:
+                self._write_facts(file)
+                return self._write_columns(file)
+        except RuntimeError as error:
+            raise OSError(errno.EIO, f"writing failed: {str(error).splitlines()[0]}", str(self._path)) from error
 
     def _close_columns(self) -> None:
         for column in self._columns.values():

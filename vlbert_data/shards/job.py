@@ -133,7 +133,11 @@ class BackgroundCloser:
         Raises:
             OSError: the one before could not be closed: the disk is full, or the like.
         """
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            job.abort()
+            raise
         self._closing = self._pool.submit(self._close, job, then)
 
     def wait(self) -> None:
@@ -142,9 +146,19 @@ class BackgroundCloser:
         if closing is not None:
             closing.result()
 
+    def settle(self) -> None:
+        """Return when nothing is being closed, however that ended."""
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            closing.exception()
+
     @staticmethod
     def _close(job: ShardJob, then: Callable[[WrittenShard], None]) -> WrittenShard:
-        written = job.close()
+        try:
+            written = job.close()
+        except BaseException:
+            job.abort()
+            raise
         then(written)
         return written
 

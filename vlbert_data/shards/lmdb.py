@@ -12,6 +12,7 @@ the file directly; any LMDB tool still reads it the ordinary way.
 import ctypes
 import itertools
 import json
+import os
 import struct
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.base import MappedShard, decode_text
-from vlbert_data.shards.files import publish, temporary_name
+from vlbert_data.shards.files import publish, require_space, temporary_name
 from vlbert_data.shards.schema import (
     FORMAT_VERSION,
     Field,
@@ -45,6 +46,8 @@ PAGE_HEADER_BYTES = 16
 SMALLEST_VALUE_BYTES = 2048
 COMMIT_BYTES = 2 << 20
 FIRST_MAP_BYTES = 64 << 20
+# A disk with less room than one commit takes counts as full.
+FULL_BYTES = 2 * COMMIT_BYTES
 
 Number = TypeVar("Number", int, Array)
 
@@ -59,9 +62,18 @@ class LmdbShardWriter:
         self._temporary.unlink(missing_ok=True)
         self._map_bytes = FIRST_MAP_BYTES
         # meminit=True (the default) zeroes page tails: without it files would hold stray memory and differ run by run.
-        self._env = lmdb.open(
-            str(self._temporary), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, sync=False, metasync=False
-        )
+        try:
+            self._env = lmdb.open(
+                os.fsencode(self._temporary),
+                subdir=False,
+                lock=False,
+                map_size=FIRST_MAP_BYTES,
+                sync=False,
+                metasync=False,
+            )
+        except lmdb.Error as error:
+            self._temporary.unlink(missing_ok=True)
+            raise _disk_error(error, path) from error
         self._psize = int(self._env.stat()["psize"])
         self._txn = self._env.begin(write=True)
         self._row = 0
@@ -273,7 +285,7 @@ def _open(path: Path) -> lmdb.Environment:
     if not path.is_file():
         raise ShardError(f"{path}: there is no such file.")
     try:
-        return lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+        return lmdb.open(os.fsencode(path), subdir=False, readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise ShardError(f"{path}: not an LMDB file, or a damaged one: {error}.") from error
 
@@ -311,4 +323,9 @@ def _file_offset(value: memoryview, psize: int) -> int:
 
 def _disk_error(error: lmdb.Error, path: Path) -> OSError:
     """Return lmdb's complaint as the OSError that other writers raise for the same trouble."""
+    try:
+        require_space(path.parent, FULL_BYTES)
+    except OSError as full:
+        # LMDB calls a write that was cut short an input/output error; a full disk is what cuts it.
+        return full
     return OSError(getattr(error, "code", None) or 0, f"writing failed: {error}", str(path))

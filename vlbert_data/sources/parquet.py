@@ -31,7 +31,7 @@ from vlbert_data.sources.records import (
     size_of,
     stated_id,
 )
-from vlbert_data.types import Array
+from vlbert_data.types import Array, is_unicode
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "img", "picture")
 CAPTION_NAMES = (("caption", "captions"), ("text", "texts"))
@@ -219,6 +219,8 @@ def _open_table(path: Path) -> _Table:
 
 def open_parquet(path: Path) -> Any:
     """Return an open `pyarrow.parquet.ParquetFile` that reads in small pieces and checks pages where they have CRCs."""
+    if not is_unicode(str(path)):
+        raise OSError("its name is no text in UTF-8, which Arrow asks for; rename it")
     return pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
