@@ -12,6 +12,8 @@ from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import CONTAINERS
 
 DEFAULTS = BuildConfig()
+# Settings that have no option of their own.
+RARER = ("short_side_px", "long_side_px", "max_pixels", "seed")
 
 
 class PartType(click.ParamType[tuple[int, int]]):
@@ -53,7 +55,9 @@ class PartType(click.ParamType[tuple[int, int]]):
 @click.option("--retry-rejected", is_flag=True, help="Build shards with rejects again, for input that was mended.")
 @click.option("--allow-bordered", is_flag=True, help="Take img2dataset output of 256x256 images with borders.")
 @click.option("--part", type=PartType(), default="1/1", help="Build the i-th of n parts of the shards, for job arrays.")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these and rarer settings.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help=f"TOML file of settings, also rarer ones: {', '.join(RARER)}."
+)
 def command(
     inputs: tuple[str, ...],
     out: Path,
@@ -113,7 +117,10 @@ def _settings(options: dict[str, Any], config: Path | None) -> BuildConfig:
     # Whoever asks for fewer RoIs than the default least does not mean to be refused for it.
     if "max_rois" in chosen and "min_rois" not in chosen and isinstance(chosen["max_rois"], int):
         chosen["min_rois"] = min(published.get("min_rois", DEFAULTS.min_rois), chosen["max_rois"])
-    return BuildConfig(**default_how()).updated({**published, **chosen})
+    try:
+        return BuildConfig(**default_how()).updated({**published, **chosen})
+    except ConfigError as error:
+        raise error if config is None else ConfigError(f"{config}, with the options beside it: {error}") from error
 
 
 def default_how() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _show(path: Path, record_id: str | None, as_json: bool) -> None:
 
     images = Images.open(path)
     if record_id is not None:
-        record = images.read(images.find(record_id))
+        record = images.read_sound(images.find(record_id))
         found = record_facts(record, images.schema, attribute_names=attribute_names(images))
         _print_json(found) if as_json else _print_record(found)
         return
@@ -92,7 +92,7 @@ def _verify(path: Path, workers: int) -> "Verdict":
     if not path.exists():
         raise ShardError(f"{path}: there is no such file or folder.")
     with console.bar("shards", 1) as bar:
-        return verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, f"of {total}"))
+        return verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, total=total))
 
 
 def _tell_verdict(path: Path, verdict: "Verdict", as_json: bool) -> None:
@@ -117,14 +117,8 @@ def _print_verdict(path: Path, verdict: "Verdict") -> None:
 
 
 def _print_facts(found: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    out = console.out()
     sample = found["sample"]
-    table = Table(title=found["path"], title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in _rows(found):
-        table.add_row(name, value)
-    out.print(table)
+    console.print_facts(found["path"], dict(_rows(found)))
     _print_histogram("RoIs an image", found["rois_an_image"])
     _print_histogram(f"words a caption (sample of {sample['images']} images)", sample["caption_words"])
     _print_classes(found)
@@ -189,9 +183,10 @@ def _print_classes(found: dict[str, Any]) -> None:
     title = f"most frequent of {len(classes)} classes seen (sample of {found['sample']['images']} images)"
     table = Table("id", "class", "RoIs", "share", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for entry in classes[:CLASSES_SHOWN]:
-        table.add_row(str(entry["id"]), entry["name"], f"{entry['rois']:,}", f"{entry['rois'] / total:.1%}")
+        name = console.clean(entry["name"])
+        table.add_row(str(entry["id"]), name, f"{entry['rois']:,}", f"{entry['rois'] / total:.1%}")
     console.out().print()
-    console.out().print(table)
+    console.print_table(table)
 
 
 def _print_mapping(title: str, mapping: dict[str, Any]) -> None:
@@ -201,16 +196,16 @@ def _print_mapping(title: str, mapping: dict[str, Any]) -> None:
     out.print(f"\n{title}")
     for name, value in mapping.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        out.print(f"  {name}: {text if len(text) <= 400 else text[:397] + '...'}", markup=False)
+        out.print(f"  {name}: {console.clean(text if len(text) <= 400 else text[:397] + '...')}")
 
 
 def _print_record(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     out = console.out()
-    out.print(f"image {found['image_id']}: {found['width_px']} x {found['height_px']} pixels", markup=False)
+    out.print(f"image {console.clean(found['image_id'])}: {found['width_px']} x {found['height_px']} pixels")
     for caption in found["captions"]:
-        out.print(f"  “{caption}”", markup=False)
+        out.print(f"  “{console.clean(caption)}”")
     title = f"{found['num_rois']} RoIs"
     attributes = any(roi["attribute"] for roi in found["rois"])
     columns = ["", "x0", "y0", "x1", "y1", "score", "classes", *(["attribute"] if attributes else []), "norm"]
@@ -218,9 +213,10 @@ def _print_record(found: dict[str, Any]) -> None:
     for i, roi in enumerate(found["rois"]):
         classes = ", ".join(f"{entry['name']} {entry['probability']:.2f}" for entry in roi["classes"][:3])
         box = (f"{edge:.1f}" for edge in roi["box"])
-        attribute = [_attribute_words(roi["attribute"])] if attributes else []
-        table.add_row(str(i), *box, f"{roi['score']:.3f}", classes, *attribute, f"{roi['feature_norm']:.2f}")
-    out.print(table)
+        attribute = [console.clean(_attribute_words(roi["attribute"]))] if attributes else []
+        norm = f"{roi['feature_norm']:.2f}"
+        table.add_row(str(i), *box, f"{roi['score']:.3f}", console.clean(classes), *attribute, norm)
+    console.print_table(table)
     extras = f"{found['masked_views']} masked views, thumbnail of {found['thumbnail_bytes']} bytes"
     out.print(f"whole image: norm {found['image_feature_norm']:.2f}; {extras}")
 

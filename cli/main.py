@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a problem that the message explains, 2 wrong usage.
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def vlb() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `vlb` and exit with 0, 1 or 2; a `VlbError` becomes one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What stdout's encoding cannot write, such as names of files that are no text, is printed as escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = vlb.main(args=argv, prog_name="vlb", standalone_mode=False)
     except click.ClickException as error:

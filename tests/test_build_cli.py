@@ -167,7 +167,8 @@ def test_a_config_file_reaches_rarer_settings_and_options_overrule_it(
     (tmp_path / "c.toml").write_text("short_side = 64\n")
     wrong = vlb(*command)
     assert wrong.code == 1
-    assert "there is no setting 'short_side'. Did you mean short_side_px?" in wrong.err
+    assert f"{tmp_path / 'c.toml'}, with the options beside it: there is no setting 'short_side'. " in wrong.err
+    assert "Did you mean short_side_px?" in wrong.err
 
 
 @pytest.mark.parametrize(

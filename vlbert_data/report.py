@@ -11,9 +11,10 @@ import numpy as np
 from vlbert_data.boxes import area
 from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.shards.base import MappedShard
-from vlbert_data.shards.folder import ShardFolder, open_shard_file
+from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.types import Array, ImageRois, RoiSet, check_image_rois
+from vlbert_data.verify import open_single
 
 # Images read for class frequencies, caption lengths and feature statistics: reading more would make looking slow.
 SAMPLE_IMAGES = 1000
@@ -55,7 +56,7 @@ class Images:
                 folder=folder,
                 shard=None,
             )
-        shard = open_shard_file(path)
+        shard = open_single(path)
         container = "hdf5" if type(shard).__name__ == "Hdf5Shard" else "lmdb"
         return Images(
             path=path,

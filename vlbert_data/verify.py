@@ -23,6 +23,8 @@ from vlbert_data.shards.lmdb import scan
 from vlbert_data.shards.schema import content_crc, record_arrays
 from vlbert_data.types import check_image_rois
 
+FATAL = "so damaged that reading it ends the process"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
@@ -169,6 +171,24 @@ def _check_record(shard: MappedShard, row: int, indexed: tuple[ImageIndex, int] 
     return None
 
 
+def open_single(path: Path) -> MappedShard:
+    """Return a single shard file, opened in a process of its own before: what would end that one is an error here.
+
+    Raises:
+        ShardError: see `open_shard_file`; also where damage ends the process that reads the file.
+    """
+    with ProcessPoolExecutor(1, mp_context=spawn_context(), initializer=follow_parent) as pool:
+        try:
+            pool.submit(_try_to_open, path).result()
+        except BrokenProcessPool as error:
+            raise ShardError(f"{path}: {FATAL}. Copy it again or rebuild it.") from error
+    return open_shard_file(path)
+
+
+def _try_to_open(path: Path) -> None:
+    open_shard_file(path)
+
+
 def check_single(path: Path) -> list[Finding]:
     """Return what is wrong with a single shard file, judged by itself."""
     try:
@@ -198,5 +218,4 @@ def _in_child(path: Path, number: int | None) -> Iterator[Finding]:
             yield from task.result()
         except BrokenProcessPool:
             name = path.name if number is None else manifest_module.load(path).shards[number].file
-            problem = "so damaged that reading it ends the process"
-            yield Finding(file=name, image_id=None, problem=problem)
+            yield Finding(file=name, image_id=None, problem=FATAL)
