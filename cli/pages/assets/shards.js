@@ -161,6 +161,7 @@ function rowOf(roi, ...more) {
   const attribute = attributeOf(roi);
   return el("div", { class: isWanted(roi) ? "row" : "row out" }, el("span", { class: "dot", "--colour": colourOf(classOf(roi)) }),
     el("span", { class: "name" }, attribute ? el("span", { class: "soft" }, `${attribute} `) : null, nameOf(classOf(roi))),
+    el("span", { class: "gauge", "--share": `${100 * scoreOf(roi)}%`, "--colour": colourOf(classOf(roi)) }),
     el("span", { class: "score" }, number(scoreOf(roi), 2)), ...more);
 }
 
