@@ -87,7 +87,12 @@ def command(
         from vlbert_train.distributed import join
 
         with join(config.run.device) as world, _display(config.run.steps, speaks=world.is_first) as show:
-            watch = trainer.Watch(should_stop=lambda: stop.asked, on_progress=show)
+            watch = trainer.Watch(
+                should_stop=lambda: stop.asked,
+                on_progress=show,
+                on_captions=_CaptionLines().show,
+                on_notice=console.say,
+            )
             if resume is None:
                 assert out is not None, "checked above"
                 outcome = trainer.start(out, config, world, watch)
@@ -179,6 +184,18 @@ class _LogLines:
             console.say(f"{at} | {one_line(progress.train)} | {duration(progress.seconds_left)} left")
         if progress.validation:
             console.say(f"{at} | validation | {one_line(progress.validation)}")
+
+
+class _CaptionLines:
+    """Says that captions are being tokenised, if that takes a while."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        if time.monotonic() - self._told >= console.LOG_EVERY_S:
+            self._told = time.monotonic()
+            console.say(f"tokenising captions, once for these shards and this tokenizer: {done:,}/{total:,}")
 
 
 def _live(steps: int) -> Iterator[Any]:

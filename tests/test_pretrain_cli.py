@@ -249,6 +249,34 @@ def test_bad_input_is_one_sentence_and_the_run_folder_stays_usable(
     assert (answer.code, "holds a run already. Go on with it by vlb pretrain --resume" in answer.err) == (1, True)
 
 
+def test_shards_of_features_only_train_words_and_say_so_unless_roi_classes_are_required(
+    vlb: Callable[..., Answer], data: Data, tmp_path: Path
+) -> None:
+    plain = write_shards(tmp_path / "plain", num_images=12, feature_dim=12, label_topk=0)
+    options = ["--shards", plain, *[str(part) for part in data.options("run.steps=3")[2:]]]
+    answer = vlb("pretrain", *options, "--out", tmp_path / "run", "--set", "masking.roi_targets=required")
+    assert answer.code == 1
+    assert f"{plain}: stores features only, no classes of RoIs, which masking.roi_targets=required needs" in answer.err
+    answer = vlb("pretrain", *options, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert "features only, no classes of RoIs: words are learned" in answer.err
+    last = lines_of(tmp_path / "run")[-1]
+    assert "words_with_image_accuracy" in last
+    assert "rois_accuracy" not in last
+    answer = vlb("evaluate", tmp_path / "run", "--shards", plain, "--device", "cpu", "--json")
+    assert json.loads(answer.out)["rois"]["count"] == 0
+
+
+def test_weights_to_start_from_are_accounted_for_and_change_the_start(
+    vlb: Callable[..., Answer], whole: Path, data: Data, tmp_path: Path
+) -> None:
+    weights = whole / "checkpoints" / "step-00000012"
+    answer = vlb("pretrain", *data.options("run.steps=1"), "--init-from", weights, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert f"{weights}: 57 tensors taken." in answer.err
+    assert lines_of(tmp_path / "run")[0]["loss"] < lines_of(whole)[0]["loss"]
+
+
 def test_a_damaged_shard_is_named_and_the_run_goes_on_once_it_is_mended(
     vlb: Callable[..., Answer], data: Data, tmp_path: Path
 ) -> None:

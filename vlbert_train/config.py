@@ -103,6 +103,9 @@ class MaskingConfig:
         "overlap: also hide RoIs that show a masked one, and average what is visible into the whole image; "
         "pixels: masked views made at build time; published: as the released code, neighbours stay visible",
     )
+    roi_targets: Literal["auto", "required"] = setting(
+        "auto", "auto: RoIs are masked where shards store their classes; required: shards without are refused"
+    )
     overlap_threshold: float = setting(
         0.5, "overlap: a RoI is hidden too if this share of a masked RoI lies in it, or of it in one", low=0.0, high=1.0
     )

@@ -144,6 +144,11 @@ def _meaning(folders: Sequence[ShardFolder], tokenizer: TextTokenizer, config: P
                 f"{folder.path}: has no masked views, which masking.leakage=pixels needs. Build it with "
                 "vlb build-shards --masked-views, or set masking.leakage=overlap."
             )
+        if config.masking.roi_targets == "required" and not folder.manifest.label_topk:
+            raise ConfigError(
+                f"{folder.path}: stores features only, no classes of RoIs, which masking.roi_targets=required needs. "
+                "Build it with a detector that gives classes, or set masking.roi_targets=auto to learn words alone."
+            )
     first = folders[0].manifest if folders else None
     return Meaning(
         tokenizer=tokenizer,

@@ -25,7 +25,7 @@ from vlbert_train.learner import Learner, no_bars, own_counts
 from vlbert_train.loader import Loader
 from vlbert_train.metrics import FigureFiles, NonFiniteError, Window
 from vlbert_train.model import VLBertForPreTraining, config_of
-from vlbert_train.pretrained import init_from
+from vlbert_train.pretrained import describe, init_from
 from vlbert_train.run_folder import RunFolder
 from vlbert_train.supply import Supply
 
@@ -47,12 +47,14 @@ class Progress:
 class Watch:
     """Who looks on: `should_stop` is asked once a step on every rank, the others are told on the first rank only.
 
-    on_captions: told (done, total) while captions that no run has met before are tokenised.
+    on_captions: told (done, total) while captions that no run has met before are tokenised. on_notice: told what a
+    person should know of this run, once, in a sentence.
     """
 
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[Progress], None] = lambda _: None
     on_captions: Callable[[int, int], None] = lambda done, total: None
+    on_notice: Callable[[str], None] = lambda sentence: None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +170,10 @@ class _Session:
         supply = open_supply(config, advance=watch.on_captions if world.is_first else lambda done, total: None)
         facts = {"config": config.identity(), "data": dict(supply.identity())}
         check_agreement(world, blake2b_json(facts), "settings or data")
+        if world.is_first and supply.num_caption_examples and not supply.has_roi_targets:
+            watch.on_notice(
+                "These shards store features only, no classes of RoIs: words are learned, RoIs are only seen."
+            )
         return _Session(run=run, config=config, world=world, watch=watch, supply=supply)
 
     def new_learner(self, *, init: bool, weights: Path | None = None) -> Learner:
@@ -187,7 +193,9 @@ class _Session:
         else:
             model = VLBertForPreTraining(shape)
             if init and self.config.model.init_from:
-                init_from(model, self.config.model.init_from)
+                account = init_from(model, self.config.model.init_from)
+                if self.world.is_first:
+                    self.watch.on_notice(f"{self.config.model.init_from}: {'; '.join(describe(account))}.")
         return Learner(model, self.config, self.world)
 
     def train(self, learner: Learner, *, step: int, counters: dict[str, float]) -> Outcome:
