@@ -11,7 +11,7 @@ before anything is measured.
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from benchmarks.common import compare, parser, pin_threads, report
 from vlbert_data import runs
 from vlbert_data.token_file import TokenRuns
 from vlbert_train import optim
-from vlbert_train.assemble import Words, assemble
+from vlbert_train.assemble import Layout, Words, pack
 from vlbert_train.batch import Batch
 from vlbert_train.config import PretrainConfig
 from vlbert_train.distributed import World
@@ -126,17 +126,19 @@ def make_batch(number: int, config: PretrainConfig) -> Batch:
     )
     masked = mask_words(tokens, keys, config.masking, mask_id=MASK, vocab_size=VOCABULARY)
     words = Words(tokens=tokens, masked=masked, cls_id=CLS, sep_id=SEP)
-    return assemble(words, make_rois(rng, rois - 1, keys, config), np.arange(CAPTIONS + TEXTS), step=number)
+    made = make_rois(rng, rois - 1, keys, config)
+    features = np.maximum(rng.standard_normal((len(made.hidden) + CAPTIONS + TEXTS, FEATURES), np.float32), 0)
+    packed = pack(words, made, Layout.of([CAPTIONS], [TEXTS]), np.arange(CAPTIONS + TEXTS))
+    return packed.batch(0, torch.from_numpy(features.astype(np.float16)), step=number)
 
 
 def make_rois(rng: np.random.Generator, lengths: Any, keys: MaskKeys, config: PretrainConfig) -> Rois:
     """Return RoIs of images of `lengths` RoIs, whole images not counted."""
     num = int(lengths.sum())
-    asked, hidden = mask_rois(lengths, keys.first(CAPTIONS), config.masking)
-    features = np.maximum(rng.standard_normal((num + CAPTIONS + TEXTS, FEATURES), np.float32), 0)
+    asked, hidden = mask_rois(lengths, keys.those(np.arange(CAPTIONS)), config.masking)
     corners = np.sort(rng.random((num, 2, 2), np.float32), axis=1).reshape(num, 4)
     return Rois(
-        features=torch.from_numpy(features.astype(np.float16)),
+        features=cast(Any, None),  # not in a shard: given to the batch itself
         lengths=lengths,
         geometry=corners,
         hidden=hidden,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlbert_data.token_file import TokenRuns
-from vlbert_train.assemble import Words, assemble
+from vlbert_train.assemble import Layout, Words, pack
 from vlbert_train.batch import Batch
 from vlbert_train.masking import MaskedWords
 from vlbert_train.rois import Rois
@@ -26,7 +27,7 @@ def golden(name: str) -> dict[str, Tensor]:
 
 
 def golden_batch() -> Batch:
-    """Return the golden inputs, put together by `assemble` from what the supply gives it.
+    """Return the golden inputs, put together by `pack` from what the supply gives it.
 
     Three things a shard would not give are put in afterwards: first and last tokens that are no [CLS] and [SEP],
     features in float32, and a whole image that ends a pixel early, as published.
@@ -41,7 +42,7 @@ def golden_batch() -> Batch:
     labels += [row[: len(text)] for row, text in zip(given["aux_mlm_labels"], texts, strict=True)]
     shown = [text[1:-1] for text in captions] + texts
     rois = Rois(
-        features=torch.cat([boxes[real][:, 4:], boxes[:, 0, 4:], torch.zeros(len(texts), boxes.shape[2] - 4)]),
+        features=cast(Any, None),  # not in a shard: given to the batch itself
         lengths=real.sum(dim=1).numpy(),
         geometry=(boxes[:, :, :4] / sizes[:, None])[real].numpy(),
         hidden=(given["mvrc_ops"] == 1)[real].numpy(),
@@ -49,7 +50,9 @@ def golden_batch() -> Batch:
         target_ids=np.tile(np.arange(13), (4, 1)),
         target_probs=given["mvrc_labels"][given["mvrc_labels"].sum(dim=2) > 0.5].numpy(),
     )
-    batch = assemble(_words(shown, labels), rois, np.arange(len(shown)), step=0)
+    packed = pack(_words(shown, labels), rois, Layout.of([len(captions)], [len(texts)]), np.arange(len(shown)))
+    features = torch.cat([boxes[real][:, 4:], boxes[:, 0, 4:], torch.zeros(len(texts), boxes.shape[2] - 4)])
+    batch = packed.batch(0, features, step=0)
     geometry = torch.cat([torch.from_numpy(rois.geometry), boxes[:, 0, :4] / sizes])
     return replace(batch, token_ids=torch.cat(captions + texts), roi_geometry=geometry)
 

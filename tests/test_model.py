@@ -202,3 +202,51 @@ def test_a_model_without_roi_classes_learns_words_only(batch: Batch) -> None:
     sums = loss_sums(model(words), words).sums
     assert (sums[:2] > 0).all()
     assert sums[2] == 0
+
+
+def test_one_graph_computes_batches_of_all_lengths(batch: Batch) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, graphs = VLBertForPreTraining(SMALL).eval(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    # As `learner.Forward` compiles it; fullgraph: any break in the graph would be an error.
+    compiled = torch.compile(model, backend=count, dynamic=True, fullgraph=True)
+    # Every second position, since a first batch in which two lengths happen to be equal costs a second graph.
+    whole = asking_everywhere(batch)
+    words = {name: getattr(whole, name)[::2].clone() for name in BY_SLOTS["word_target_slots"]}
+    rois = {name: getattr(whole, name)[::2].clone() for name in BY_SLOTS["roi_target_slots"]}
+    sparse = replace(whole, **words, **rois)
+    with torch.no_grad():
+        for asked in (first_sequences(sparse, num) for num in (5, 4, 3)):
+            found, expected = compiled(asked), model(asked)
+            torch.testing.assert_close(found.word_logits, expected.word_logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found.roi_logits, expected.roi_logits, rtol=0, atol=1e-5)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+# Which fields of a batch have a row for each of these slots.
+BY_SLOTS = {
+    "token_slots": ("token_ids", "token_slots", "token_sequence"),
+    "roi_slots": ("roi_features", "roi_geometry", "roi_slots", "roi_sequence", "roi_hidden"),
+    "word_target_slots": ("word_targets", "word_target_slots", "word_target_with_image"),
+    "roi_target_slots": ("roi_target_ids", "roi_target_probs", "roi_target_slots"),
+}
+
+
+def first_sequences(batch: Batch, num: int) -> Batch:
+    """Return a batch of the first `num` sequences."""
+    end = int(batch.cu_seqlens[num])
+    kept = {
+        name: getattr(batch, name)[getattr(batch, slots) < end] for slots, names in BY_SLOTS.items() for name in names
+    }
+    kept |= {
+        name: getattr(batch, name)[:num].clone() for name in ("image_features", "has_image", "end_slots", "example_ids")
+    }
+    kept |= {name: getattr(batch, name)[:end].clone() for name in ("position_ids", "segment_ids")}
+    longest = int(batch.cu_seqlens.diff()[:num].max())
+    return replace(batch, **kept, cu_seqlens=batch.cu_seqlens[: num + 1].clone(), max_seqlen=longest)
