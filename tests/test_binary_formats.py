@@ -1,6 +1,7 @@
 """Each binary format, written as its project writes it, comes out to the bit, and its numbers mean what they meant."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -314,6 +315,23 @@ def test_parts_of_tensorpack_are_one_input(tmp_path: Path) -> None:
         lock.unlink()
     importer = open_importer([str(tmp_path)])
     assert list(importer.keys()) == [image.key for image in IMAGES] and len(importer.facts()["files"]) == 2
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "pickle"])
+@pytest.mark.parametrize("parts", [8, 13])
+def test_ids_are_found_without_reading_arrays(tmp_path: Path, codec: str, parts: int) -> None:
+    make = write.vilbert_list if parts == 8 else write.volta_list
+    path = write.write_tensorpack(
+        tmp_path / "x.lmdb", [make(image) for image in make_images(3, num_rois=300)], codec=codec
+    )
+    importer = open_importer([str(path)])
+    expected = [record.key for record in importer.read(0, 3) if isinstance(record, RawRecord)]
+    sparse = importer.records(0).read_sparse(0, max_bytes=1 << 24)
+    size, reads, pread = len(sparse), [], os.pread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", lambda *where: (reads.append(where[1]), pread(*where))[1])
+        assert list(importer.keys()) == expected
+    assert sum(reads) < 3 * size / 10
 
 
 def test_records_that_tensorpack_lost_are_told(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class LmdbImporter(NumberedImporter):
     def keys(self) -> Iterator[str]:
         """Yield the database's keys."""
         for number, index in enumerate(self.indexes):
-            for key in self._records(number).keys(0, len(index.nodes)):
+            for key in self.records(number).keys(0, len(index.nodes)):
                 yield text_key(key)
         yield from [""] * len(self._damages)
 
@@ -69,7 +69,7 @@ class LmdbImporter(NumberedImporter):
         if number >= self._ends[-1]:
             raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]])
         file, row = place_in(self._ends, number)
-        key, value = self._records(file).read(row, max_bytes=MAX_RECORD_BYTES)
+        key, value = self.records(file).read(row, max_bytes=MAX_RECORD_BYTES)
         where = f"{self.indexes[file].path}!{text_key(key)}"
         return self.decode(file, value, RecordPlace(key=text_key(key), where=where, num_bytes=len(value)))
 
@@ -81,7 +81,8 @@ class LmdbImporter(NumberedImporter):
             RecordRejectedError, RefusedDataError: what is wrong with it.
         """
 
-    def _records(self, file: int) -> LmdbRecords:
+    def records(self, file: int) -> LmdbRecords:
+        """Return what reads the records of a file."""
         if file not in self._open:
             self._open[file] = LmdbRecords(self.indexes[file])
         return self._open[file]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError, plain_array, plain_dtype
+from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError, Sliceable, plain_array, plain_dtype
 
 
 class MsgpackRefusedError(RefusedDataError):
@@ -43,7 +43,7 @@ MAP_CODES = {0xDE: ">H", 0xDF: ">I"}
 ARRAY_FIELDS = ("type", "shape", "data")
 
 
-def loads_msgpack(data: bytes | memoryview, *, what: str, limits: MsgpackLimits = DEFAULT_LIMITS) -> Any:
+def loads_msgpack(data: bytes | Sliceable, *, what: str, limits: MsgpackLimits = DEFAULT_LIMITS) -> Any:
     """Return the plain data in one MessagePack message. Arrays are read-only and their bytes are not copied.
 
     Text that is no UTF-8 comes as bytes, which is how messages of the old specification store bytes.
@@ -54,7 +54,7 @@ def loads_msgpack(data: bytes | memoryview, *, what: str, limits: MsgpackLimits 
     """
     if len(data) > limits.max_bytes:
         raise MsgpackRefusedError(f"{what}: {len(data)} bytes; at most {limits.max_bytes} are read.")
-    reader = _Reader(memoryview(data), limits)
+    reader = _Reader(memoryview(data) if isinstance(data, bytes) else data, limits)
     try:
         value = reader.value(limits.max_depth)
         if reader.position != len(data):
@@ -69,7 +69,7 @@ class _Reader:
 
     __slots__ = ("data", "position", "values_left")
 
-    def __init__(self, data: memoryview, limits: MsgpackLimits) -> None:
+    def __init__(self, data: Sliceable, limits: MsgpackLimits) -> None:
         self.data = data
         self.position = 0
         self.values_left = limits.max_values

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,18 @@ LAST_CHARACTER = 0x10FFFF
 
 class RefusedDataError(VlbError):
     """Foreign bytes that are damaged, too large, or hold more than plain data."""
+
+
+class Sliceable(Protocol):
+    """Bytes that are read by slices."""
+
+    def __len__(self) -> int:
+        """Return how many bytes there are."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> memoryview:
+        """Return a stretch of them."""
+        ...
 
 
 class NotPlainError(Exception):

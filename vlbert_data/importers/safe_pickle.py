@@ -12,11 +12,12 @@ import mmap
 import struct
 from codecs import escape_decode
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError
+from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError, Sliceable
 from vlbert_data.importers.safe_pickle_values import (
     PLAIN_TYPES,
     ArrayDraft,
@@ -61,7 +62,7 @@ def load_plain(path: Path, *, limits: PickleLimits = DEFAULT_LIMITS) -> Any:
         raise PickleRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def loads_plain(data: bytes | memoryview, *, what: str, limits: PickleLimits = DEFAULT_LIMITS) -> Any:
+def loads_plain(data: bytes | Sliceable, *, what: str, limits: PickleLimits = DEFAULT_LIMITS) -> Any:
     """Return the plain data in a pickle. Arrays are read-only; 8-bit strings of Python 2 come as latin-1 text.
 
     what: names the pickle in errors.
@@ -71,7 +72,8 @@ def loads_plain(data: bytes | memoryview, *, what: str, limits: PickleLimits = D
     """
     if len(data) > limits.max_bytes:
         raise PickleRefusedError(f"{what}: {len(data)} bytes; at most {limits.max_bytes} are read.")
-    with memoryview(data) as view:
+    # The view of a mapped file must be given back before the file can be closed.
+    with memoryview(data) if isinstance(data, bytes | memoryview) else nullcontext(data) as view:
         machine = _Machine(view, limits)
         try:
             return machine.run()
@@ -87,7 +89,7 @@ class _Machine:
 
     __slots__ = ("budget", "data", "limits", "marks", "memo", "position", "stack")
 
-    def __init__(self, data: memoryview, limits: PickleLimits) -> None:
+    def __init__(self, data: Sliceable, limits: PickleLimits) -> None:
         self.data, self.limits = data, limits
         self.position = 0
         self.budget = CALL_COST_FLOOR + CALL_COST_AN_INPUT_BYTE * len(data)

@@ -24,7 +24,7 @@ from vlbert_data.importers.base import FormatOptions, RawRecord
 from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value, is_numbering
 from vlbert_data.importers.lmdb_pages import LmdbRecords, looks_like_lmdb
 from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
-from vlbert_data.importers.plain_arrays import RefusedDataError
+from vlbert_data.importers.plain_arrays import RefusedDataError, Sliceable
 from vlbert_data.importers.record_dict import RecordPlace, record_of
 from vlbert_data.importers.safe_pickle import PickleLimits, loads_plain
 
@@ -79,35 +79,48 @@ class TensorpackLmdb(LmdbImporter):
         self.settle(NAME)
 
     def keys(self) -> Iterator[str]:
-        """Yield the id in each record; the databases' own keys only number them."""
-        for number in range(len(self)):
-            try:
-                yield self.load(number).key
-            except (RecordRejectedError, RefusedDataError):
-                yield ""
+        """Yield the id in each record, whose arrays are not read; the databases' own keys only number them."""
+        for file, index in enumerate(self.indexes):
+            for row in range(len(index.nodes)):
+                try:
+                    value = self.records(file).read_sparse(row, max_bytes=MAX_RECORD_BYTES)
+                    yield _image_id(named_values(value, str(index.path)))
+                except (RecordRejectedError, RefusedDataError):
+                    yield ""
+        yield from [""] * len(self._damages)
 
     def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
         """Return the record in a list or dict."""
         fields = named_values(value, place.where)
-        key = fields.get("image_id", fields.get("img_id"))
-        if isinstance(key, bytes):
-            key = key.decode("utf-8", "backslashreplace")
-        if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-            raise RecordRejectedError("bad key", f"the image's id is {str(key)[:40]!r}; expected text or a number")
-        inner = RecordPlace(key=str(key), where=place.where, num_bytes=place.num_bytes)
+        inner = RecordPlace(key=_image_id(fields), where=place.where, num_bytes=place.num_bytes)
         return replace(record_of(fields, inner), captions=_captions(fields.get("caption")))
 
 
-def named_values(value: bytes, what: str) -> dict[str, Any]:
+def _image_id(fields: dict[str, Any]) -> str:
+    """Return the id in a record.
+
+    Raises:
+        RecordRejectedError: "bad key": neither text nor a number.
+    """
+    key = fields.get("image_id", fields.get("img_id"))
+    if isinstance(key, bytes):
+        key = key.decode("utf-8", "backslashreplace")
+    if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+        raise RecordRejectedError("bad key", f"the image's id is {str(key)[:40]!r}; expected text or a number")
+    return str(key)
+
+
+def named_values(value: bytes | Sliceable, what: str) -> dict[str, Any]:
     """Return the parts of a value by name.
 
     Raises:
         RefusedDataError: damaged, too large, or more than plain data.
         RecordRejectedError: neither of the two lists, nor a dict.
     """
-    if value.startswith(ARROW_START):
+    start = bytes(value[:4])
+    if start == ARROW_START:
         raise RecordRejectedError("bad record", "a value of pyarrow's old serializer, which no pyarrow reads any more")
-    if value.startswith(PICKLE_STARTS):
+    if start.startswith(PICKLE_STARTS):
         found = loads_plain(value, what=what, limits=PICKLE_LIMITS)
     else:
         found = loads_msgpack(value, what=what, limits=MSGPACK_LIMITS)
