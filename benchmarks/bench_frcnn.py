@@ -44,8 +44,9 @@ def main() -> None:
     asked = options.parse_args()
     pin_threads(asked.threads)
     keep_freed_memory()
-    detector, photo = random_detector(asked), some_photo()
-    bench = Stages(detector, photo)
+    photo = some_photo()
+    bench = Stages(random_detector(asked, photo), photo)
+    assert len(bench.proposals) == PROPOSALS.after_nms, "as many proposals as real weights give"
     rows, notes = whole_against_convolutions(bench, asked.pairs)
     rows += stage_rows(bench, asked.pairs)
     if not absent("torchvision's operators", ["torchvision"]):
@@ -57,8 +58,8 @@ def main() -> None:
     report(f"{name}_cuda" if bench.device.type == "cuda" else name, rows, notes=notes, keep=not asked.dry)
 
 
-def random_detector(asked: argparse.Namespace) -> VgDetector:
-    """Return the published network with random weights that keep activations in a usual range."""
+def random_detector(asked: argparse.Namespace, photo: Array) -> VgDetector:
+    """Return the published network with random weights under which the photo's outputs spread as they usually do."""
     torch.manual_seed(0)
     network = VgFasterRcnn(PUBLISHED_SIZE)
     for name, module in network.named_modules():
@@ -70,10 +71,27 @@ def random_detector(asked: argparse.Namespace) -> VgDetector:
     run = VgRun(
         short_side_px=asked.sides[0], long_side_px=asked.sides[1], device=asked.device, precision=asked.precision
     )
+    image = preprocess(photo, short_side_px=asked.sides[0], long_side_px=asked.sides[1])[None]
+    head, predictor = network.proposal_generator.rpn_head, network.predictor
+    with torch.inference_mode():
+        res4 = network.feature_map(image)
+        logits, deltas = network.objectness(res4)
+        features = network.describe(res4, torch.tensor([[0.0, 0.0, 300.0, 300.0], [200.0, 100.0, 500.0, 400.0]]))
+        classes = predictor.class_logits(features)
+    for layer, output, spread in (
+        (head.objectness_logits, logits, 2.0),
+        (head.anchor_deltas, deltas, 0.2),
+        (predictor.cls_score, classes, 2.0),
+    ):
+        layer.weight.mul_(spread / output.std())
+    return VgDetector(VgDescriber(network, run, digest="random"), random_names(), VgChoice())
+
+
+def random_names() -> VgNames:
+    """Return names that mean nothing."""
     classes = tuple(f"class {number}" for number in range(PUBLISHED_SIZE.num_classes))
     attributes = tuple(f"attribute {number}" for number in range(PUBLISHED_SIZE.num_attributes))
-    names = VgNames(label_space=LabelSpace(name="random", class_names=classes), attributes=attributes)
-    return VgDetector(VgDescriber(network, run, digest="random"), names, VgChoice())
+    return VgNames(label_space=LabelSpace(name="random", class_names=classes), attributes=attributes)
 
 
 def some_photo() -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli import console
-from vlbert_data.errors import ConfigError
+from vlbert_data.errors import ConfigError, VlbError
 
 
 @click.command(name="convert-weights", no_args_is_help=True)
@@ -38,13 +38,20 @@ def command(weights: str, out: Path, objects: Path | None, attributes: Path | No
     if size.num_attributes:
         names[ATTRIBUTES_FILE] = (attributes, size.num_attributes)
     sources = {name: given or path.parent / name for name, (given, _) in names.items()}
-    for name, (_, count) in names.items():
+    for (name, (_, count)), option in zip(names.items(), ("--objects", "--attributes"), strict=False):
+        if not sources[name].is_file():
+            raise ConfigError(f"{sources[name]}: not found. Say where the list of names is: {option} FILE.")
         read_names(sources[name], count)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, source in sources.items():
-        if not (out / name).exists() or not source.samefile(out / name):
-            shutil.copyfile(source, out / name)
-    save_weights(found, out / SAFETENSORS_FILE)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, source in sources.items():
+            if not (out / name).exists() or not source.samefile(out / name):
+                shutil.copyfile(source, out / name)
+        save_weights(found, out / SAFETENSORS_FILE)
+    except OSError as error:
+        raise VlbError(
+            f"{out}: cannot be written: {error.strerror or error}. Make room, or give another --out."
+        ) from error
     num_values = sum(tensor.numel() for tensor in found.tensors.values())
     heads = f"{size.num_classes} classes, {size.num_attributes or 'no'} attributes"
     console.say(f"{out}: {len(found.tensors)} tensors, {num_values:,} values, {heads}, digest {found.digest}.")

@@ -111,6 +111,25 @@ def test_missing_names_are_told_with_the_command_that_helps(
     assert f"not found; it must stand beside the weights. vlb convert-weights {port} --objects FILE" in err
 
 
+def test_lists_that_are_nowhere_are_asked_for(
+    vlb: Callable[..., tuple[int, str, str]], port: Path, tmp_path: Path
+) -> None:
+    for option, given in (("--objects", []), ("--attributes", names(port)[:2])):
+        code, _, err = vlb("convert-weights", port, *given, "--out", tmp_path / "weights")
+        assert code == 1
+        assert f"not found. Say where the list of names is: {option} FILE" in err
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    vlb: Callable[..., tuple[int, str, str]], port: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = vlb("convert-weights", port, *names(port), "--out", tmp_path / "file")
+    assert code == 1
+    assert "file: cannot be written: File exists" in err
+
+
 def test_another_file_than_expected_is_refused_by_its_hash(
     vlb: Callable[..., tuple[int, str, str]], port: Path, tmp_path: Path
 ) -> None:

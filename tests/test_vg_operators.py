@@ -162,7 +162,7 @@ def test_suppression_within_all_classes_at_once_equals_class_by_class(seed: int,
 
 
 def test_suppression_of_a_long_chain_is_greedy() -> None:
-    """Each box overlaps its neighbours only: every other one stays, whoever decides first."""
+    """Each box overlaps its neighbours only: every other one stays."""
     left = torch.arange(700.0) * 10
     boxes = torch.stack([left, torch.zeros(700), left + 16, torch.full((700,), 9.0)], dim=1)
     assert nms(boxes, 1 - left / 1e4, 0.2).tolist() == list(range(0, 700, 2))

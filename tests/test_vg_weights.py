@@ -66,6 +66,16 @@ def test_saved_weights_are_read_back_equal(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_nothing_is_left_of_weights_that_could_not_be_written(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    (target / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        save_weights(recipe_weights(TINY), target)
+    with pytest.raises(OSError, match="No such file"):
+        save_weights(recipe_weights(TINY), tmp_path / "none" / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_other_values_have_another_digest(tmp_path: Path) -> None:
     as_half_precision(tmp_path / "half", recipe_tensors(TINY))
     assert read_weights(tmp_path / "half", TINY).digest != recipe_weights(TINY).digest

@@ -4,6 +4,7 @@ Boxes are taken most confident first, equal scores in the order given; a box is 
 in float32, is more than the threshold, in float64. Source: the greedy rule of torchvision.ops.nms.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,19 +36,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, max_kept: int | 
 
 
 def _greedy(overlaps: Tensor) -> Tensor:
-    """Return bool [c]: True for each index that no kept earlier one overlaps; overlaps: bool [c, c].
-
-    All indices decide at once by who is kept so far, again and again until nothing changes. Once all earlier ones are
-    right, an index is right after one more round and stays so; the rounds are as many as the longest chain of
-    suppressions.
-    """
-    earlier = overlaps.triu(diagonal=1).float()  # [c, c]: 1 where the row's box comes before and overlaps the column's
-    kept = earlier.new_ones(len(earlier))
-    while True:
-        decided = (kept @ earlier == 0).float()  # [c]: no kept one before it overlaps it
-        if torch.equal(decided, kept):
-            return kept.bool()
-        kept = decided
+    """Return int64 [n]: in turn, each index that no kept earlier one overlaps; overlaps: bool [c, c]."""
+    rows = ~overlaps.cpu().numpy()
+    alive = np.ones(len(rows), np.bool_)
+    kept = []
+    for index, row in enumerate(rows):
+        if alive[index]:
+            kept.append(index)
+            alive &= row  # itself too, which is past
+    return torch.tensor(kept, dtype=torch.long, device=overlaps.device)
 
 
 def overlap_more(a: Tensor, b: Tensor, iou_threshold: float) -> Tensor:

@@ -136,10 +136,19 @@ def load_network(weights: Weights) -> VgFasterRcnn:
 
 
 def save_weights(weights: Weights, path: Path) -> None:
-    """Write weights as safetensors, by rename, so that a file of this name is always whole."""
+    """Write weights as safetensors, by rename, so that a file of this name is always whole.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
     partial = path.with_name(path.name + ".partial")
-    save_file(dict(weights.tensors), partial, metadata={"format": "pt", "digest": weights.digest})
-    partial.rename(path)
+    try:
+        save_file(dict(weights.tensors), partial, metadata={"format": "pt", "digest": weights.digest})
+        partial.rename(path)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _raw_tensors(path: Path) -> dict[str, Tensor]:
