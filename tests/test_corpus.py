@@ -190,6 +190,27 @@ def test_a_build_killed_again_and_again_ends_as_one_never_interrupted(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_processes_that_die_before_they_begin_end_the_build(vocabulary: Path, text: Path, tmp_path: Path) -> None:
+    large = tmp_path / "vocab.txt"
+    large.write_text(vocabulary.read_text() + "".join(f"word{number}\n" for number in range(20_000)))
+    # Without a guard around its call, a script is run again by each process that it starts, and fails there.
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom small_text import make_corpus\n"
+        "source, words, out = map(Path, sys.argv[1:])\nmake_corpus([source], words, out, workers=2).run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(text), str(large), str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "a process that tokenises died (exit code 1)" in done.stderr
+
+
 def test_a_finished_corpus_is_left_alone(vocabulary: Path, text: Path, tmp_path: Path) -> None:
     assert build(text, vocabulary, tmp_path / "out").built > 0
     before = {entry.name: entry.stat().st_mtime_ns for entry in (tmp_path / "out").iterdir()}

@@ -62,7 +62,7 @@ class Workers:
         context = spawn_context()
         for _ in range(self._count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, self._job), daemon=True)
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             self._processes[ours] = process
@@ -98,8 +98,11 @@ class Workers:
         tasks.reverse()
         busy = 0
         for pipe in self._processes:
+            # Not as an argument of the process: that one died before it read a long argument would never be noticed.
+            self._send(pipe, self._job)
+        for pipe in self._processes:
             if tasks:
-                pipe.send(tasks.pop())
+                self._send(pipe, tasks.pop())
                 busy += 1
         while busy:
             for ready in wait(list(self._processes)):
@@ -108,7 +111,7 @@ class Workers:
                 if isinstance(message, _Done):
                     busy -= 1
                     if tasks:
-                        pipe.send(tasks.pop())
+                        self._send(pipe, tasks.pop())
                         busy += 1
                 yield message
 
@@ -116,23 +119,36 @@ class Workers:
         try:
             message = pipe.recv()
         except (EOFError, ConnectionResetError) as error:
-            process = self._processes[pipe]
-            process.join()
-            raise VlbError(
-                f"a process that tokenises died (exit code {process.exitcode}); was memory short? Run the same command "
-                "again, perhaps with fewer --workers; finished corpus files are kept."
-            ) from error
+            raise self._death(pipe) from error
         if isinstance(message, _Failed):
             raise message.error
         assert isinstance(message, _Advanced | _Done), "workers say nothing else"
         return message
 
+    def _send(self, pipe: Connection, message: Job | Task) -> None:
+        try:
+            pipe.send(message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death(pipe) from error
 
-def _work(pipe: Connection, job: Job) -> None:
+    def _death(self, pipe: Connection) -> VlbError:
+        process = self._processes[pipe]
+        process.join()
+        return VlbError(
+            f"a process that tokenises died (exit code {process.exitcode}); was memory short? Run the same command "
+            "again, perhaps with fewer --workers; finished corpus files are kept."
+        )
+
+
+def _work(pipe: Connection) -> None:
     """Carry out tasks until the pipe ends; a worker's whole life."""
     follow_parent()
     # One thread each: the processes already fill the cores. The library reads this when it first runs.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        job = pipe.recv()
+    except EOFError:
+        return
     tokenizer = from_serialised(job.tokenizer)
     while True:
         try:
