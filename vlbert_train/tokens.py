@@ -36,6 +36,16 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlbert"
 
 
+def cache_key(shards: str, tokenizer: TextTokenizer) -> str:
+    """Return what tells the captions of shards with this content hash, read with this tokenizer, from all others."""
+    return files.blake2b_json([CACHE_VERSION, shards, tokenizer.fingerprint])
+
+
+def cache_path(cache: Path, key: str) -> Path:
+    """Return the file for a key."""
+    return cache / f"captions-{key[:32]}.arrow"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenCache:
     """The tokens of all captions of a folder: caption 0 of image 0 first. Safe to use from several threads."""
@@ -58,8 +68,8 @@ class TokenCache:
             VlbError: the cache cannot be written.
         """
         cache = default_cache_dir() if cache_dir is None else cache_dir
-        key = files.blake2b_json([CACHE_VERSION, folder.manifest.content_hash, tokenizer.fingerprint])
-        path = cache / f"captions-{key[:32]}.arrow"
+        key = cache_key(folder.manifest.content_hash, tokenizer)
+        path = cache_path(cache, key)
         found = _open(path, folder, key)
         if found is None:
             with _explain(cache), _locked(cache, path.with_suffix(".lock")):
