@@ -297,7 +297,7 @@ def test_uniter_rejects_what_its_counts_do_not_fit(tmp_path: Path) -> None:
     (path / "nbb_th0.2_max100_min10.json").write_text(json.dumps(counts))
     importer = open_importer([str(path)])
     reasons = sorted(out.reason for out in importer.read(0, 4) if isinstance(out, SourceReject))
-    assert reasons == ["counts disagree", "field missing", "field missing"]
+    assert reasons == ["field missing", "field missing", "wrong length"]
     for text in ("[1]", '{"a": "b"}', '{"a": true}', "{", "[" * 100_000):
         (path / "nbb_th0.2_max100_min10.json").write_text(text)
         with pytest.raises(ConfigError, match=r"nbb_th0\.2_max100_min10\.json: "):
@@ -358,7 +358,7 @@ def test_records_that_tensorpack_lost_are_told(tmp_path: Path) -> None:
         ("text", "bad record", "a str; expected"),
         ([*write.vilbert_list(IMAGES[0])[:6], None, "caption"], "bad key", "the image's id is 'None'"),
         ([*write.vilbert_list(IMAGES[0])[:7], 5], "bad caption", "'5'; expected text"),
-        ([*write.vilbert_list(IMAGES[0])[:3], 11, *write.vilbert_list(IMAGES[0])[4:]], "counts disagree", "11 boxes"),
+        ([*write.vilbert_list(IMAGES[0])[:3], 11, *write.vilbert_list(IMAGES[0])[4:]], "wrong length", "11 boxes"),
         ([*write.vilbert_list(IMAGES[0])[:5], "wide", "a", "b"], "bad field", "image width: 'wide'"),
     ],
 )
@@ -433,11 +433,11 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "features of text": ({"features": "!!!!"}, "bad base64"),
     "features of numbers": ({"features": 7}, "bad field"),
     "integer features": ({"features": IMAGES[0].features.astype(np.int32)}, "bad field"),
-    "flat features": ({"features": IMAGES[0].features.ravel()}, "counts disagree"),
-    "one row less": ({"features": IMAGES[0].features[1:], "num_boxes": 11}, "counts disagree"),
-    "another width": ({"features": np.zeros((12, 7), np.float32)}, "another feature width"),
-    "boxes of five": ({"boxes": np.zeros((12, 5), np.float32)}, "counts disagree"),
-    "count": ({"num_boxes": 13}, "counts disagree"),
+    "flat features": ({"features": IMAGES[0].features.ravel()}, "wrong length"),
+    "one row less": ({"features": IMAGES[0].features[1:], "num_boxes": 11}, "wrong length"),
+    "another width": ({"features": np.zeros((12, 7), np.float32)}, "wrong length"),
+    "boxes of five": ({"boxes": np.zeros((12, 5), np.float32)}, "wrong length"),
+    "count": ({"num_boxes": 13}, "wrong length"),
     "count of text": ({"num_boxes": "twelve"}, "bad field"),
     "huge count": ({"num_boxes": 10**15, "features": "AAAA"}, "bad field"),
     "negative size": ({"image_w": -5}, "bad field"),
@@ -521,6 +521,15 @@ def test_vlp_shows_what_it_saw_of_the_background(tmp_path: Path) -> None:
     assert "the first column is the most probable 1 times, the last" in importer.traits.labels.evidence
     with pytest.raises(ConfigError, match="Give --background"):
         settle_labels(importer.traits.labels, LabelChoice(), "vlp-hdf5")
+
+
+def test_vlp_is_read_in_the_folders_that_it_is_handed_out_in(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "region_feat_gvd_wo_bgd", tmp_path / "region_feat_gvd_wo_bgd" / "feat_cls_1000_float16"
+    write.write_vlp(parts, IMAGES)
+    (parts / "coco_detection_vg_bbox.h5").rename(whole / "coco_detection_vg_bbox.h5")
+    keys = sorted(image.key for image in IMAGES)
+    for path in (whole, parts):
+        assert sorted(records(open_importer([str(path)]))) == keys
 
 
 def test_vlp_images_without_classes_are_rejects(tmp_path: Path) -> None:

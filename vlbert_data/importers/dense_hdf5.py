@@ -120,10 +120,10 @@ class DenseHdf5(NumberedImporter):
         """Return [R, ...] of what was read for an image."""
         if self._places is not None:
             if len(array) != int(self._places[number, 1] - self._places[number, 0]):
-                raise RecordRejectedError("counts disagree", f"{PLACES} lead beyond the end of the data")
+                raise RecordRejectedError("wrong length", f"{PLACES} lead beyond the end of the data")
             return array
         if array.ndim != 3 or len(array) != 1:
-            raise RecordRejectedError("counts disagree", f"data of shape {list(array.shape)}; expected one image's")
+            raise RecordRejectedError("wrong length", f"data of shape {list(array.shape)}; expected one image's")
         one: Array = array[0]
         return one
 

@@ -198,7 +198,7 @@ def with_traits(record: RawRecord, traits: Traits) -> RawRecord:
     """
     dim = int(record.features.shape[1])
     if dim != traits.feature_dim:
-        raise RecordRejectedError("another feature width", f"{dim} numbers a RoI; the others have {traits.feature_dim}")
+        raise RecordRejectedError("wrong length", f"{dim} numbers a RoI; the others have {traits.feature_dim}")
     _check_labels("class", record.class_probs, record.class_ids, traits.labels)
     if traits.attributes.targets == "absent":
         return replace(record, attribute_probs=None, attribute_ids=None, attribute_scores=None)

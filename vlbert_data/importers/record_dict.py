@@ -60,7 +60,7 @@ def record_of(fields: Mapping[Any, Any], place: RecordPlace, *, count_holds: boo
     features = rows(named["features"], "features", num_rois, None)
     boxes = rows(named["boxes"], "boxes", num_rois, 4)
     if count_holds and stated is not None and stated != num_rois:
-        raise RecordRejectedError("counts disagree", f"{stated} boxes stated, {num_rois} rows of features")
+        raise RecordRejectedError("wrong length", f"{stated} boxes stated, {num_rois} rows of features")
     if features.shape[1] == VINVL_DIM:
         features = features[:, :-GEOMETRY_DIM]
     class_probs, class_ids, class_scores = _class_labels(named, num_rois)
@@ -171,7 +171,7 @@ def rows(value: Any, what: str, num_rois: int, num_columns: int | None) -> Array
     fits = array.ndim == len(shape) and array.shape[0] == num_rois
     if not fits or (num_columns and array.shape[1] != num_columns) or 0 in array.shape[1:]:
         expected = " x ".join("any" if side is None else str(side) for side in shape)
-        raise RecordRejectedError("counts disagree", f"{what} are {list(array.shape)}; expected {expected}")
+        raise RecordRejectedError("wrong length", f"{what} are {list(array.shape)}; expected {expected}")
     return array
 
 
@@ -184,7 +184,7 @@ def whole_rows(value: Any, what: str, num_rois: int) -> Array:
     text = value if isinstance(value, np.ndarray) else _base64_text(value, what)
     array = text if isinstance(text, np.ndarray) else decode_rows(text, num_rois, what, INTEGERS)
     if array.shape not in ((num_rois,), (num_rois, 1)):
-        raise RecordRejectedError("counts disagree", f"{what} are {list(array.shape)}; expected {num_rois}")
+        raise RecordRejectedError("wrong length", f"{what} are {list(array.shape)}; expected {num_rois}")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         raise RecordRejectedError("bad field", f"{what} are not whole numbers")
     if array.dtype.kind not in "iuf" or (array.size and (float(array.min()) < 0 or float(array.max()) >= 2**31)):

@@ -99,7 +99,7 @@ class UniterLmdb(LmdbImporter):
         confidence = rows(fields["conf"], "conf", total, 0)
         count = self._counted[file].count(place.key, confidence)
         if count > total:
-            raise RecordRejectedError("counts disagree", f"{count} RoIs counted, {total} stored")
+            raise RecordRejectedError("wrong length", f"{count} RoIs counted, {total} stored")
         return RawRecord(
             key=place.key,
             where=place.where,

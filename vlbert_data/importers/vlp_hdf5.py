@@ -2,9 +2,9 @@
 
 Promise: where the background of a distribution stands is shown to the user and not guessed, and so are sizes.
 
-A folder holds `*_feat000.h5` to `*_feat999.h5`, [100, 2048] float16 a data set, `*_cls000.h5` likewise with class
-distributions, and one file of boxes, [100, 6]: corners in pixels, a class, a confidence. Data sets are named by the
-image's id.
+Files `*_feat000.h5` to `*_feat999.h5` hold [100, 2048] float16 a data set, `*_cls000.h5` beside them class
+distributions likewise, and one file of boxes [100, 6]: corners in pixels, a class, a confidence. Data sets are named by
+the image's id. As VLP hands them out, the file of boxes is in the folder above that of the others.
 
 Source: LuoweiZhou/VLP vlp/seq2seq_loader.py.
 """
@@ -22,7 +22,7 @@ from vlbert_data.importers.record_dict import rows
 
 NAME = "vlp-hdf5"
 FEATURE_FILE = re.compile(r"(.*)_feat(.{3})\.h5")
-BOX_FILES = "*bbox*.h5"
+BOX_FILES = "*_bbox.h5"
 
 
 def sniff(path: Path) -> str | None:
@@ -30,8 +30,7 @@ def sniff(path: Path) -> str | None:
     if not path.is_dir():
         return None
     try:
-        features = _feature_files(path)
-        boxes = sorted(path.glob(BOX_FILES))
+        features, boxes = _feature_files(path), _box_files(path)
     except OSError:
         return None
     if features and boxes and looks_like_hdf5(features[0]) and _class_file(features[0]).is_file():
@@ -40,7 +39,17 @@ def sniff(path: Path) -> str | None:
 
 
 def _feature_files(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if FEATURE_FILE.fullmatch(entry.name))
+    """Return the files of features in a folder or, if there is none, in the folders in it."""
+    for entries in (folder.iterdir(), folder.glob("*/*")):
+        found = sorted(entry for entry in entries if FEATURE_FILE.fullmatch(entry.name))
+        if found:
+            return found
+    return []
+
+
+def _box_files(folder: Path) -> list[Path]:
+    """Return the files of boxes in a folder or, if there is none, in the folder above."""
+    return sorted(folder.glob(BOX_FILES)) or sorted(folder.absolute().parent.glob(BOX_FILES))
 
 
 def _class_file(features: Path) -> Path:
@@ -66,7 +75,7 @@ class VlpHdf5(NamedInputs):
             ConfigError: a kind of file is missing, or there is no image that can be read.
             ChildRefusedError: unreadable.
         """
-        files, boxes = _feature_files(folder), sorted(folder.glob(BOX_FILES))
+        files, boxes = _feature_files(folder), _box_files(folder)
         if not files or len(boxes) != 1:
             raise ConfigError(
                 f"{folder}: {len(files)} files *_featXXX.h5 and {len(boxes)} files {BOX_FILES}; expected one or "
