@@ -15,7 +15,7 @@ import pytest
 from tests import foreign_writers as write
 from tests.foreign_writers import DIM, Image, make_images
 from vlbert_data.errors import ConfigError, VlbError
-from vlbert_data.importers import dense_hdf5, uniter_lmdb
+from vlbert_data.importers import dense_hdf5, loose_files, uniter_lmdb
 from vlbert_data.importers.base import Importer, RawRecord
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.meaning import Meaning
@@ -587,6 +587,15 @@ def test_a_cut_arrow_file_costs_what_is_gone_and_tells(tmp_path: Path) -> None:
 
 
 # All formats
+
+
+def test_telling_a_format_looks_at_few_files(tmp_path: Path) -> None:
+    for number in range(loose_files.SNIFFED_ENTRIES):
+        (tmp_path / f"{number}.jpg").touch()
+    (tmp_path / "in").mkdir()
+    write.write_mmf_npy(tmp_path / "in" / "features", IMAGES)
+    assert load_format("mmf-npy").sniff(tmp_path) is None
+    assert load_format("mmf-npy").sniff(tmp_path / "in") is not None
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,6 +1,8 @@
 """What importers of one file an image share: a folder's files, numbered. Promise: the same files, the same order."""
 
 import hashlib
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from vlbert_data.sources.files import require_folder
 
 # A hundred RoIs of 2048 features and 1601 classes in float64 take 3 MB.
 MAX_FILE_BYTES = 64 << 20
-SNIFFED_FILES = 200
+# Entries of folders looked at to tell a format.
+SNIFFED_ENTRIES = 5000
 
 
 class LooseFiles(NumberedImporter):
@@ -88,11 +91,21 @@ def read_small(path: Path) -> bytes:
 
 
 def some_file(folder: Path, ending: str) -> Path | None:
-    """Return a file of that ending in a folder or one of its folders, of the first few that are there."""
+    """Return a file of that ending in a folder or a folder in it, among the first SNIFFED_ENTRIES entries."""
     if not folder.is_dir():
         return None
-    try:
-        found = (file for _, file in zip(range(SNIFFED_FILES), folder.rglob(f"*{ending}"), strict=False))
-        return next((file for file in found if file.is_file()), None)
-    except OSError:
-        return None
+    waiting, seen = deque([folder]), 0
+    while waiting:
+        try:
+            with os.scandir(waiting.popleft()) as entries:
+                for entry in entries:
+                    seen += 1
+                    if seen > SNIFFED_ENTRIES:
+                        return None
+                    if entry.name.endswith(ending) and entry.is_file():
+                        return Path(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+        except OSError:
+            continue
+    return None
