@@ -37,13 +37,15 @@ class PartType(click.ParamType[tuple[int, int]]):
 @click.option(
     "--detector", required=True, help="annotations:FILE, annotations:source, hf:DIR_OR_NAME, vg-frcnn:WEIGHTS."
 )
-@click.option("--describer", help="hf:DIR_OR_NAME[:layer]; not needed where the detector describes too.")
+@click.option("--describer", help="hf:DIR_OR_NAME[:layer], vg-frcnn:WEIGHTS; left out: the detector's own.")
 @click.option("--container", type=Choice(CONTAINERS), help=f"File format of shards [{DEFAULTS.container}].")
 @click.option("--shard-size", type=int, help=f"Images of one shard [{DEFAULTS.shard_size}].")
 @click.option("--min-rois", type=int, help=f"Fill up with less confident RoIs to this number [{DEFAULTS.min_rois}].")
 @click.option("--max-rois", type=int, help=f"Most RoIs of an image [{DEFAULTS.max_rois}].")
 @click.option("--score-threshold", type=float, help=f"Least confidence, 0..1 [{DEFAULTS.score_threshold}].")
-@click.option("--nms", type=float, help="Suppress RoIs above this IoU with a more confident one [off].")
+@click.option(
+    "--nms", type=float, help="Suppress RoIs above this IoU with a more confident one [off, or vg-frcnn's rule]."
+)
 @click.option("--selection", help="How vg-frcnn chooses RoIs: caffe-perclass or maxnms [caffe-perclass].")
 @click.option("--label-topk", type=int, help=f"Classes kept for each RoI [{DEFAULTS.label_topk}].")
 @click.option("--masked-views", type=int, help="Describe each image again so often with RoIs' pixels zeroed [0].")

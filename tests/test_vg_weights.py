@@ -64,6 +64,9 @@ def test_saved_weights_are_read_back_equal(tmp_path: Path) -> None:
     save_weights(recipe_weights(TINY), tmp_path / "model.safetensors")
     assert read_weights(tmp_path / "model.safetensors", TINY).digest == recipe_weights(TINY).digest
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1  # who may read other files here may read the weights
 
 
 def test_nothing_is_left_of_weights_that_could_not_be_written(tmp_path: Path) -> None:
