@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from build_world import make_world
+from PIL import Image
 from vg_weights import TINY, recipe_weights
 
 from vlbert_data.build.config import BuildConfig
@@ -18,10 +19,12 @@ from vlbert_data.detect.base import DecodedImage
 from vlbert_data.detect.vg_faster_rcnn import VgChoice, VgDetector, VgNames
 from vlbert_data.detect.vg_frcnn.describer import VgDescriber, VgRun
 from vlbert_data.detect.vg_frcnn.network import VgFasterRcnn
+from vlbert_data.detect.vg_frcnn.preprocess import preprocess
 from vlbert_data.detect.vg_frcnn.proposals import ProposalRule
 from vlbert_data.detect.vg_frcnn.selection import CAFFE_PERCLASS, MAXNMS, RoiRule
 from vlbert_data.detect.vg_frcnn.weights import load_network
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.images import decode_rgb
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.sources.base import SourceItem
 from vlbert_data.sources.jsonl import JsonlSource
@@ -117,6 +120,26 @@ def test_maxnms_stores_moved_boxes_and_features_of_the_proposals() -> None:
     same = np.isclose(found.features, of_proposals.features, rtol=1e-3, atol=1e-3).all(axis=1)
     assert same.mean() > 0.9
     assert detector.facts()["boxes"] == "regressed to the best class"
+
+
+def test_a_path_bytes_and_an_array_become_one_input_blue_first(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    pixels[5, 7] = (250, 100, 10)  # RGB; at this size nothing is resized
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    given = [
+        pixels,
+        np.asarray(Image.open(path)),
+        decode_rgb(path.read_bytes()),
+        np.asfortranarray(pixels),
+        np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1],
+    ]
+    for one in given:
+        tensor = preprocess(one, short_side_px=60, long_side_px=80)
+        assert tensor.shape == (3, 60, 80)
+        expected = torch.tensor([10.0, 100.0, 250.0]) - torch.tensor([102.9801, 115.9465, 122.7717])
+        assert torch.equal(tensor[:, 5, 7], expected)
+        assert torch.equal(tensor, preprocess(pixels, short_side_px=60, long_side_px=80))
 
 
 def rule(least: int, most: int, threshold: float) -> RoiRule:
@@ -226,8 +249,6 @@ def test_masked_views_hide_the_pixels_of_what_is_stored_and_of_what_is_described
 
 
 def world_images(tmp_path: Path) -> list[DecodedImage]:
-    from vlbert_data.images import decode_rgb
-
     source = JsonlSource([tmp_path / "photos" / "world.jsonl"])
     return [
         DecodedImage(
