@@ -299,6 +299,9 @@ def test_too_many_rejects_fail_at_the_end_and_keep_the_shards(tmp_path: Path) ->
     with pytest.raises(TooManyRejectsError, match=r"3 of 8 inputs were rejected.*--retry-rejected") as caught:
         build(table, out)
     assert sum(caught.value.counts.values()) == 3
+    listed = (out / STATE_FOLDER / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in listed] == [1, 2, 6]
+    assert str(out / STATE_FOLDER / "rejects.jsonl") in str(caught.value)
     assert not (out / "manifest.json").exists()
     make_world(tmp_path / "world", 8)  # mended
     again = make_build(table, out)
@@ -310,6 +313,30 @@ def test_too_many_rejects_fail_at_the_end_and_keep_the_shards(tmp_path: Path) ->
     accepted = tmp_path / "accepted"
     make_world(tmp_path / "world", 8, broken=[1, 2, 6])
     assert build(table, accepted, max_rejects=0.5).manifest is not None
+
+
+def test_nothing_but_rejects_fails_whatever_is_allowed(tmp_path: Path) -> None:
+    table = make_world(tmp_path / "world", 3, broken=[0, 1, 2])
+    with pytest.raises(TooManyRejectsError, match=r"3 of 3 inputs were rejected; nothing is left to store"):
+        build(table, tmp_path / "out", max_rejects=100)
+
+
+@pytest.mark.parametrize("container", ["lmdb", "hdf5"])
+def test_a_shard_may_hold_no_image_and_images_no_roi(tmp_path: Path, container: str) -> None:
+    table = make_world(tmp_path / "world", 12, broken=[4, 5, 6, 7])
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    for line in lines[8:]:
+        line["boxes"] = line["labels"] = []
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    manifest = build(table, out, container=container, max_rejects=4).manifest
+    assert manifest is not None
+    assert [(shard.images, shard.rois > 0) for shard in manifest.shards] == [(4, True), (0, False), (4, False)]
+    assert verify(out).sound
+    assert all(verify(out / shard.file).sound for shard in manifest.shards)
+    folder = ShardFolder.open(out)
+    assert [folder.read(image).num_rois for image in range(4, 8)] == [0] * 4
+    assert folder.read(5).image_feature.shape == (6,)
 
 
 def test_a_feature_beyond_float16_is_a_reject_that_names_the_image(tmp_path: Path) -> None:

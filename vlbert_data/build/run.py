@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
-from vlbert_data.build.state import BuildState, TooManyRejectsError, check_rejects, check_shard_count
+from vlbert_data.build.state import BuildState, TooManyRejectsError, check_shard_count
 from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
 from vlbert_data.describe.base import Describer, Description, DetectorDescriber
 from vlbert_data.describe.masked_views import describe_masked_views
@@ -237,10 +237,10 @@ class Build:
 
     def _write_manifest(self) -> Manifest:
         outcomes = [self.state.load_shard(shard) for shard in range(self.state.num_shards)]
-        rejects = sum((Counter(dict(outcome.reject_counts)) for _, outcome in outcomes), Counter[str]())
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
         advice = "mend the input and run the same command with --retry-rejected"
-        check_rejects(self.folder, self.config, rejects, len(self.source), advice=advice)
+        kept = (outcome for _, outcome in outcomes)
+        rejects = self.state.check_rejects(self.config, kept, len(self.source), advice=advice)
         facts = FolderFacts(
             container=self.config.container,
             schema=self.schema,
@@ -250,9 +250,7 @@ class Build:
             build=self.identity(),
         )
         lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
-        return finish_folder(
-            self.folder, facts, (written for written, _ in outcomes), lines, (dict(left_out), dict(rejects))
-        )
+        return finish_folder(self.folder, facts, (written for written, _ in outcomes), lines, (dict(left_out), rejects))
 
 
 Given = TypeVar("Given")

@@ -1,14 +1,15 @@
 """What a build leaves behind while it runs, in `.build/`. Promise: a shard counts as done only when all of it is.
 
 build.json: what is being built. shard-NNNNN.parquet and shard-NNNNN.json: a finished shard's rows of the index and
-everything else of it; the JSON is written last and makes it count. *.lock: who is at work. All of it goes when the
-manifest is there.
+everything else of it; the JSON is written last and makes it count. rejects.jsonl: what was rejected, where that was too
+much. *.lock: who is at work. All of it goes when the manifest is there.
 """
 
 import contextlib
 import fcntl
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,23 +45,6 @@ class TooManyRejectsError(VlbError):
     def __init__(self, message: str, counts: dict[str, int]) -> None:
         super().__init__(message)
         self.counts = counts
-
-
-def check_rejects(
-    folder: Path, config: BuildConfig, rejects: Mapping[str, int], num_inputs: int, *, advice: str
-) -> None:
-    """Pass where so many rejects, by reason, are within what `config` allows. advice: what else the user can do.
-
-    Raises:
-        TooManyRejectsError: there are more.
-    """
-    total = sum(rejects.values())
-    if not config.allows(total, num_inputs):
-        raise TooManyRejectsError(
-            f"{folder}: {total} of {num_inputs} inputs were rejected; --max-rejects allows {config.max_rejects:g}. The "
-            f"shards are kept: {advice}, or run the same command with a higher --max-rejects to accept this.",
-            dict(rejects),
-        )
 
 
 class BuildState:
@@ -195,6 +179,31 @@ class BuildState:
         return ShardError(
             f"{self._outcome(shard)}: what the build kept of this shard is damaged ({problem}). Remove this file and "
             "run the same command: the shard is built again."
+        )
+
+    def check_rejects(
+        self, config: BuildConfig, outcomes: Iterable[ShardOutcome], num_inputs: int, *, advice: str
+    ) -> dict[str, int]:
+        """Return the rejects of all shards by reason, where there are no more than `config` allows.
+
+        advice: what else the user can do where there are more; they are then listed in the state.
+
+        Raises:
+            TooManyRejectsError: there are more, or nothing but rejects.
+        """
+        kept = list(outcomes)
+        counts = sum((Counter(dict(outcome.reject_counts)) for outcome in kept), Counter[str]())
+        total = counts.total()
+        if total < num_inputs and config.allows(total, num_inputs):
+            return dict(counts)
+        listed = self._state / manifest_module.REJECTS_NAME
+        files.write_bytes(listed, b"".join(files.encode_json(f"{line}\n") for entry in kept for line in entry.rejects))
+        allowed = f"--max-rejects allows {config.max_rejects:g}" if total < num_inputs else "nothing is left to store"
+        accept = ", or run the same command with a higher --max-rejects to accept this" if total < num_inputs else ""
+        raise TooManyRejectsError(
+            f"{self.folder}: {total} of {num_inputs} inputs were rejected; {allowed}. They are listed in {listed}. The "
+            f"shards are kept: {advice}{accept}.",
+            dict(counts),
         )
 
     def clear(self) -> None:

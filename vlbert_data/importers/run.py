@@ -12,7 +12,7 @@ import numpy as np
 
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
-from vlbert_data.build.state import BuildState, check_rejects, check_shard_count
+from vlbert_data.build.state import BuildState, check_shard_count
 from vlbert_data.build.writer import disk_error
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import Importer
@@ -160,12 +160,12 @@ class Import:
     def _write_manifest(self) -> Manifest:
         state, meaning = self.maker.state, self.maker.reading.meaning
         outcomes = [state.load_shard(shard) for shard in range(state.num_shards)]
-        rejects = sum((Counter(dict(outcome.reject_counts)) for _, outcome in outcomes), Counter[str]())
         left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
         advice = "mend the input and import it into another folder"
-        check_rejects(self.folder, self.config, rejects, len(self.importer), advice=advice)
+        kept = (outcome for _, outcome in outcomes)
+        rejects = state.check_rejects(self.config, kept, len(self.importer), advice=advice)
         traits = self.importer.traits
         facts = FolderFacts(
             container=self.config.container,
@@ -177,7 +177,7 @@ class Import:
         )
         lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
         written = (written for written, _ in outcomes)
-        return finish_folder(self.folder, facts, written, lines, (dict(+left_out), dict(rejects)))
+        return finish_folder(self.folder, facts, written, lines, (dict(+left_out), rejects))
 
     def _check_beside(self, pattern: KeyPattern) -> None:
         """Refuse at once what would leave every image out.
