@@ -90,7 +90,6 @@ def uniter(data: Path, out: Path, workers: int) -> Iterable[Any]:
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        drop_last=True,
     )
 
 
@@ -108,7 +107,7 @@ def webdataset(data: Path, out: Path, workers: int) -> Iterable[Any]:
     tars = sorted(map(str, out.glob("*.tar")))
     dataset = wds.WebDataset(tars, shardshuffle=len(tars), nodesplitter=wds.split_by_node)
     dataset = dataset.map(lambda sample: dict(np.load(io.BytesIO(sample["npz"]))))
-    dataset = dataset.batched(BATCH, collation_fn=collate, partial=False)
+    dataset = dataset.batched(BATCH, collation_fn=collate)
     return DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
 
@@ -129,7 +128,6 @@ def mds(data: Path, out: Path, workers: int) -> Iterable[Any]:
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        drop_last=True,
     )
 
 

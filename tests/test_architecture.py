@@ -34,6 +34,7 @@ FLOORS = {
     "vlbert_train.batch": 4,
     "vlbert_train.loader": 4,
     "vlbert_train.assemble": 4,
+    "vlbert_train.buffers": 4,
     "vlbert_train.examples": 4,
     "vlbert_train.group": 4,
     "vlbert_train.sets": 4,

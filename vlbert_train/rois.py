@@ -20,9 +20,11 @@ from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.gather import Picked
 from vlbert_data.types import Array
+from vlbert_train.buffers import Buffers
 from vlbert_train.config import MaskingConfig
 from vlbert_train.masking import MaskKeys, choose_views, hide_overlapping, mask_rois
 
+BUFFERS = Buffers()
 # In the released code's division by the number of visible RoIs.
 PUBLISHED_EPSILON = 1e-5
 
@@ -205,7 +207,11 @@ class _Means:
             mode="sum",
             per_sample_weights=torch.from_numpy(self.weights[inside]),
         )
-        features[torch.from_numpy(self.images[begin:end] + (first_image - cut))] = means
+        rows = self.images[begin:end] + (first_image - cut)
+        if rows[-1] - rows[0] == end - begin - 1:
+            features[rows[0] : rows[-1] + 1] = means
+        else:
+            features[torch.from_numpy(rows)] = means
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,13 +236,17 @@ class StoredFeatures:
         """Return f16 [R + n + t, F]: a batch's RoIs, the whole image of each of its n captions, t rows of zeros."""
         begin, end = self.cuts[batch : batch + 2].tolist()
         num_rois, num = int(self.row_cuts[batch + 1] - self.row_cuts[batch]), end - begin
-        features = torch.empty(num_rois + num + num_texts, self.feature_dim, dtype=torch.float16, pin_memory=pin_memory)
+        num_rows, width = num_rois + num + num_texts, self.feature_dim
+        # torch itself keeps page-locked memory for its next use.
+        features = torch.empty(num_rows, width, dtype=torch.float16, pin_memory=True) if pin_memory else None
+        features = BUFFERS.empty(num_rows, width) if features is None else features
         row_bytes, place = 2 * self.feature_dim, features.data_ptr()
         sizes, images = self.roi_bytes[begin:end], self.images[begin:end]
         copy_runs(place + runs.borders(sizes)[:-1], self.rois[begin:end], sizes)
         stored = np.flatnonzero(images)
         copy_runs(place + (num_rois + stored) * row_bytes, images[stored], np.full(len(stored), row_bytes))
-        features[num_rois + num :] = 0
+        if num_texts:
+            features[num_rois + num :] = 0
         self.means.apply(batch, features, num_rois, begin)
         return features
 

@@ -159,6 +159,15 @@ class Schedule:
                 "Give data.shards or data.corpus with a batch size above 0."
             )
 
+    @property
+    def examples_a_step(self) -> int:
+        """Return how many examples a step has, on average where kinds alternate, at least 1."""
+        sizes = (self._caption_batch, self._text_batch)
+        if self._data.interleave == "joint":
+            return sum(sizes)
+        weights = (self._data.caption_steps, self._data.text_steps)
+        return max(1, sum(size * weight for size, weight in zip(sizes, weights, strict=True)) // sum(weights))
+
     def plan(self, step: int) -> StepPlan:
         """Return the global batch of step `step`, counted from 0."""
         assert step >= 0, f"step {step}: steps are counted from 0"

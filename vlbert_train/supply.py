@@ -116,8 +116,8 @@ class Supply:
         return [group.batch(number, pin_memory=pin_memory) for number in range(first, first + micro_batches)]
 
     def _steps_a_group(self, world_size: int, micro_batches: int) -> int:
-        data = self._config.data
-        steps = SEQUENCES_A_GROUP * world_size // (data.caption_batch + data.text_batch)
+        assert self._schedule is not None, "nothing is trained on"
+        steps = SEQUENCES_A_GROUP * world_size // self._schedule.examples_a_step
         return max(1, min(steps, BATCHES_A_GROUP // micro_batches))
 
     def _make_group(self, key: tuple[int, int, int, int]) -> Group:

@@ -1,0 +1,62 @@
+"""Memory for features, used again and again. Promise: never while anything still refers to what lies in it.
+
+A batch's features fill megabytes. Fresh memory of that size costs as much as copying into it, since the kernel zeroes
+and maps every page when it is first written to.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Whole huge pages, which numpy asks the kernel for: fewer of them are touched by a copy.
+ROUND_BYTES = 2 << 20
+ALIGNMENT = 64
+# Buffers that wait for their next use; more are given back.
+IDLE_KEPT = 8
+
+
+class Buffers:
+    """Buffers of one process; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+
+    def empty(self, rows: int, width: int) -> Tensor:
+        """Return an uninitialised f16 [rows, width]; once no tensor refers to its memory, the next call may get it."""
+        num_bytes = rows * width * 2
+        with self._lock:
+            # The one used last lies in the cache, perhaps.
+            fitting = [place for place, buffer in enumerate(self._idle) if len(buffer) - ALIGNMENT >= num_bytes]
+            buffer = self._idle.pop(fitting[-1]) if fitting else None
+        if buffer is None:
+            buffer = np.empty(-(-(num_bytes + ALIGNMENT) // ROUND_BYTES) * ROUND_BYTES, np.uint8)
+        loan = _Loan(self, buffer, (rows, width))
+        return torch.from_numpy(np.asarray(loan))
+
+    def take_back(self, buffer: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
+        """Keep a buffer for its next use."""
+        with self._lock:
+            self._idle.append(buffer)
+            if len(self._idle) > IDLE_KEPT:
+                self._idle.pop(0)
+
+
+class _Loan:
+    """What arrays and tensors over a buffer hold on to; when the last one lets go, the buffer is free again."""
+
+    def __init__(self, owner: Buffers, buffer: "np.ndarray[Any, np.dtype[np.uint8]]", shape: tuple[int, int]) -> None:
+        self._owner, self._buffer = owner, buffer
+        place = int(buffer.__array_interface__["data"][0])
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": "<f2",
+            "data": (-(-place // ALIGNMENT) * ALIGNMENT, False),
+        }
+
+    def __del__(self) -> None:
+        self._owner.take_back(self._buffer)
