@@ -43,10 +43,10 @@ class Images:
     lengths: Array
     cuts: Array
 
-    def parts(self) -> list[tuple[ShardFolder, Array]]:
-        """Return each folder that occurs with the sequences that are its, int64 rising."""
+    def parts(self) -> list[tuple[ShardFolder, Array | slice]]:
+        """Return each folder that occurs with the sequences that are its, int64 rising, or all."""
         if len(self.folders) == 1:
-            return [(self.folders[0], np.arange(len(self.folder)))]
+            return [(self.folders[0], slice(None))]
         numbers = np.unique(self.folder).tolist()
         return [(self.folders[number], np.flatnonzero(self.folder == number)) for number in numbers]
 
@@ -122,18 +122,26 @@ def read_rois(images: Images, keys: MaskKeys, rules: RoiRules) -> Rois:
 
 
 class _Part(NamedTuple):
-    """What is read of one folder: the sequences `own` of the group, int64, whose RoIs are `rois`, int64."""
+    """What is read of one folder: the sequences `own` of the group, whose RoIs are `rois`: int64 rising, or all."""
 
     folder: ShardFolder
     picked: Picked
-    own: Array
-    rois: Array
+    own: Array | slice
+    rois: Array | slice
 
     def read(self, name: str, shape: tuple[int, ...], dtype: object, *, views: Array | None = None) -> Array:
         """Return a stored field of these RoIs, [R, *shape]; views: see `Picked.copy`."""
-        found: Array = np.empty((len(self.rois), *shape), dtype)  # type: ignore[call-overload]
+        found: Array = np.empty((int(self.picked.num_rois.sum()), *shape), dtype)  # type: ignore[call-overload]
         self.picked.copy(name, found, views=views)
         return found
+
+    def among(self, asked: Array) -> tuple[Array | slice, Array]:
+        """Return which of the group's RoIs `asked`, int64 rising, are this folder's, and where among its own."""
+        if isinstance(self.rois, slice):
+            return slice(None), asked
+        places = np.searchsorted(self.rois, asked)
+        inside = np.flatnonzero(self.rois.take(places, mode="clip") == asked) if len(self.rois) else places[:0]
+        return inside, places[inside]
 
 
 def _read_parts(images: Images) -> list[_Part]:
@@ -143,7 +151,7 @@ def _read_parts(images: Images) -> list[_Part]:
             folder=folder,
             picked=Picked(folder, images.image[own], images.lengths[own]),
             own=own,
-            rois=runs.places(starts[own], images.lengths[own]),
+            rois=own if isinstance(own, slice) else runs.places(starts[own], images.lengths[own]),
         )
         for folder, own in images.parts()
     ]
@@ -163,15 +171,14 @@ def _targets(parts: Sequence[_Part], asked: Array, rules: RoiRules) -> tuple[Arr
     ids = np.zeros((len(asked), rules.labels_kept), np.int64)
     probs = np.zeros((len(asked), rules.labels_kept), np.float32)
     for part in parts if len(asked) else ():
-        # Which asked RoIs are this folder's, and where they stand among its own.
-        rows = np.minimum(np.searchsorted(part.rois, asked), len(part.rois) - 1)
-        inside = np.flatnonzero(part.rois[rows] == asked) if len(part.rois) else np.zeros(0, np.int64)
+        inside, rows = part.among(asked)
         kept = part.folder.manifest.label_topk
-        ids[inside, :kept] = part.read("label_ids", (kept,), "<u2")[rows[inside]]
-        probs[inside, :kept] = part.read("label_probs", (kept,), "<f2")[rows[inside]]
-        if int(ids[inside].max(initial=0)) >= rules.num_labels:
+        own = part.read("label_ids", (kept,), "<u2").take(rows, axis=0)
+        ids[inside, :kept] = own
+        probs[inside, :kept] = part.read("label_probs", (kept,), "<f2").take(rows, axis=0)
+        if (largest := int(own.max(initial=0))) >= rules.num_labels:
             raise ShardError(
-                f"{part.folder.path}: a RoI of class {int(ids[inside].max())}, but there are {rules.num_labels} "
+                f"{part.folder.path}: a RoI of class {largest}, but there are {rules.num_labels} "
                 "classes. Run vlb inspect-shard --verify."
             )
     sound = probs.any(axis=1)
