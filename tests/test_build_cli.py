@@ -4,36 +4,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from build_world import make_world
 from PIL import Image
 from real_data import real_data
+from run_vlb import Answer
 from small_models import save_resnet, save_yolos
 from source_inputs import sample_files, write_coco, write_tar
 
-from cli.main import main
 from vlbert_data.shards.folder import ShardFolder
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def vlb(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*args: object) -> Answer:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Answer(int(stop.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -9,39 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from run_vlb import Answer
 from small_text import WORDS
 from tiny_run import Data, lines_of, make_data
 
-from cli.main import main
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.synthetic import write_shards
 from vlbert_train.checkpoint import list_checkpoints, load_state
 
 # So that a process finds the modules that this one finds.
 SEARCH = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def vlb(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*args: object) -> Answer:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Answer(int(stop.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from pages_world import HOSTILE, write_folder
 from PIL import Image
+from run_vlb import Answer
 
-from cli.main import main
 from cli.pages.page import asset, render
 from cli.pages.pictures import PictureFolder, from_folder, stored_picture
 from vlbert_data.errors import ConfigError, ShardError
@@ -23,24 +23,6 @@ from vlbert_data.synthetic import FakeShards, write_shards
 
 ROOT = Path(__file__).parents[1]
 ASSETS = sorted((ROOT / "cli" / "pages" / "assets").iterdir())
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def vlb(capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*args: object) -> Answer:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(arg) for arg in args])
-        out, err = capfd.readouterr()
-        return Answer(int(stop.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
