@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     shell_complete=complete_settings,
     help="One setting, such as data.caption_batch=8.",
 )
+@click.option(
+    "--limit", type=click.IntRange(0), default=10_000, show_default=True, help="Most captions and most texts; 0: all."
+)
 @click.option("--device", type=Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of examples: one file.")
@@ -43,6 +46,7 @@ def command(
     tokenizer: str | None,
     words: Path | None,
     changes: tuple[str, ...],
+    limit: int,
     device: str,
     as_json: bool,
     html: Path | None,
@@ -62,9 +66,10 @@ def command(
         raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
     from vlbert_train import evaluate
 
-    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer, words=words)
+    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer, words=words, limit=limit or None)
     opened = evaluate.open_run(run, data, changes=[*changes, f"run.device={device}"])
-    report = evaluate.report(opened)
+    with console.bar("examples", 0) as bar:
+        report = evaluate.report(opened, advance=lambda done, total: bar.update(done, total=total))
     if html is not None:
         _write_page(opened, report, html, html_examples, images)
     if as_json:

@@ -293,6 +293,23 @@ def test_evaluate_prints_what_a_run_has_learned(vlb: Callable[..., Answer], whol
     assert answer.code == 0, answer.err
     for words in ("masked words with image", "visual gain", "most frequent class", "step 4"):
         assert words in answer.out
+    few = (
+        "evaluate",
+        whole,
+        "--shards",
+        data.shards,
+        "--corpus",
+        data.corpus,
+        "--json",
+        "--device",
+        "cpu",
+        "--limit",
+        7,
+    )
+    fewer = json.loads(vlb(*few).out)
+    assert (fewer["caption_examples"], fewer["text_examples"]) == (7, 7)
+    assert fewer["words_of_text"]["count"] < facts["words_of_text"]["count"]
+    assert fewer == json.loads(vlb(*few).out)
     answer = vlb("evaluate", whole.parent, "--shards", data.shards)
     assert (answer.code, "no run folder" in answer.err) == (1, True)
 

@@ -5,7 +5,7 @@ comes from looking. The RoI baseline is what always answering the most frequent 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vlbert_train.loss import asked_counts
 from vlbert_train.metrics import TASKS, task_figures
 from vlbert_train.model import VLBertForPreTraining
 from vlbert_train.supply import Supply
+from vlbert_train.tokens import Advance
 from vlbert_train.word_groups import GroupResult, WordGroup, count_guesses, group_results, named_tokens, read_groups
 
 
@@ -133,12 +134,16 @@ def gain(right: TaskResult, other: TaskResult) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationData:
-    """What to measure on. tokenizer: where it lies, none: where the run found it. words: see `read_groups`."""
+    """What to measure on. tokenizer: where it lies, none: where the run found it. words: see `read_groups`.
+
+    limit: of more captions or texts than that, so many are measured, always the same ones; none: all.
+    """
 
     shards: tuple[str, ...]
     corpus: str | None = None
     tokenizer: str | None = None
     words: Path | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +180,7 @@ def open_run(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -
     config = from_json(state.config).assigned(changes)
     if data.tokenizer is not None:
         config = with_data(config, tokenizer=data.tokenizer)
-    supply = open_evaluation(data.shards, data.corpus, config)
+    supply = open_evaluation(data.shards, data.corpus, config, limit=data.limit)
     _refuse_other_meaning(chosen, state.data, supply)
     groups = read_groups(data.words, supply.tokenizer) if data.words is not None else ()
     with no_bars():
@@ -199,12 +204,13 @@ def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supp
         )
 
 
-def report(opened: OpenedRun) -> Report:
-    """Return the figures of an opened run."""
+def report(opened: OpenedRun, *, advance: Advance = lambda done, total: None) -> Report:
+    """Return the figures of an opened run. advance: told (done, total) examples while it measures."""
     forward, supply = opened.forward, opened.supply
     world = World(device=forward.device)
-    right = measure(forward, supply.validation_batches(), world, num_labels=supply.num_labels)
-    swapped = supply.validation_batches(other_image=True, text=False)
+    told = _Told(2 * supply.num_validation_examples + supply.num_validation_texts, advance)
+    right = measure(forward, told.count(supply.validation_batches()), world, num_labels=supply.num_labels)
+    swapped = told.count(supply.validation_batches(other_image=True, text=False))
     other = measure(forward, swapped, world, num_labels=supply.num_labels)
     frequent = int(right.roi_classes.argmax()) if right.roi_classes.sum() else None
     names = None if supply.label_space is None else supply.label_space.class_names
@@ -212,7 +218,7 @@ def report(opened: OpenedRun) -> Report:
         checkpoint=str(opened.checkpoint),
         step=opened.step,
         caption_examples=supply.num_validation_examples,
-        text_examples=supply.num_text_examples,
+        text_examples=supply.num_validation_texts,
         words_with_image=right.task("words_with_image"),
         words_of_text=right.task("words_of_text"),
         rois=right.task("rois"),
@@ -222,6 +228,19 @@ def report(opened: OpenedRun) -> Report:
         roi_baseline_class=None if frequent is None or names is None else names[frequent],
         named_words=_named_words(opened) if opened.named else (),
     )
+
+
+class _Told:
+    """Counts the examples that pass and tells it on."""
+
+    def __init__(self, total: int, advance: Advance) -> None:
+        self._done, self._total, self._advance = 0, total, advance
+
+    def count(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            self._done += batch.num_sequences
+            self._advance(self._done, self._total)
 
 
 def _named_words(opened: OpenedRun) -> tuple[GroupResult, ...]:

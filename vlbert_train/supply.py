@@ -89,6 +89,12 @@ class Supply:
         """Return the tokenizer that texts are read with."""
         return self._meaning.tokenizer
 
+    @property
+    def num_validation_texts(self) -> int:
+        """Return the number of text-only examples that a validation takes."""
+        num = self._validation.num_texts
+        return num if self._limit is None else min(num, self._limit)
+
     def identity(self) -> dict[str, str]:
         """Return hashes of what is learned from, by name; equal where a run may go on."""
         return dict(self._identity)
