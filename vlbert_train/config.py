@@ -135,6 +135,12 @@ class ModelConfig:
     max_position_embeddings: int = setting(512, "positions that have an embedding", low=4, high=2**20)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and layer outputs", low=0.0, high=0.99)
     attention_probs_dropout_prob: float = setting(0.1, "dropout of attention weights", low=0.0, high=0.99)
+    feature_dropout_prob: float | None = setting(
+        None,
+        "dropout of RoIs' features and boxes before their projection; none: as hidden_dropout_prob",
+        low=0.0,
+        high=0.99,
+    )
     initializer_range: float = setting(0.02, "spread of the first weights; narrow models want more", low=0.0, high=10.0)
     visual_gain_init: float = setting(
         0.0, "gain of the visual norms at the start; 0, as published: a model started from BERT begins blind", low=0.0

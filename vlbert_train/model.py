@@ -33,7 +33,8 @@ class VLBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no typ
 
     feature_dim: F. num_roi_classes: C, 0 for a model without a masked-RoI head. has_relation_head: whether it also says
     if caption and image belong together. visual_gain_init: what the gain of the visual norms begins with; 0, as
-    published, lets a new model begin as BERT does, blind. attention: the kernel, see `attention.uses_varlen`.
+    published, lets a new model begin as BERT does, blind. feature_dropout_prob: dropout of what is projected of a RoI,
+    none for hidden_dropout_prob. attention: the kernel, see `attention.uses_varlen`.
     """
 
     model_type = "vlbert"
@@ -43,6 +44,7 @@ class VLBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no typ
     num_roi_classes: int = 0
     has_relation_head: bool = False
     visual_gain_init: float = 0.0
+    feature_dropout_prob: float | None = None
     attention: str = "auto"
 
 
@@ -60,6 +62,7 @@ def config_of(config: ModelConfig, *, vocab_size: int, feature_dim: int, num_lab
         max_position_embeddings=config.max_position_embeddings,
         hidden_dropout_prob=config.hidden_dropout_prob,
         attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        feature_dropout_prob=config.feature_dropout_prob,
         initializer_range=config.initializer_range,
         visual_gain_init=config.visual_gain_init,
         attention=config.attention,
@@ -126,6 +129,8 @@ class VLBertEmbeddings(nn.Module):
         self.roi_visual_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        own = config.feature_dropout_prob
+        self.feature_dropout = nn.Dropout(config.hidden_dropout_prob if own is None else own)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the embeddings, [S, H]."""
@@ -155,7 +160,7 @@ class VLBertEmbeddings(nn.Module):
     def _project(self, features: Tensor, geometry: Tensor) -> Tensor:
         """Return [n, H] of features [n, F] and boxes [n, 4]."""
         seen = torch.cat([embed_geometry(geometry).to(features.dtype), features], dim=1)
-        return functional.relu(self.roi_projection(self.dropout(seen)))
+        return functional.relu(self.roi_projection(self.feature_dropout(seen)))
 
 
 def _whole_image_geometry(batch: Batch) -> Tensor:
