@@ -86,7 +86,7 @@ def _obstacle(hidden: Tensor, dropout: float) -> str:
     kind = hidden.device.type
     if kind != "cuda":
         return f"it runs on CUDA and the model is on {kind}"
-    if torch.cuda.get_device_capability(hidden.device) < VARLEN_CAPABILITY:
+    if _is_too_old(hidden.device):
         return "this GPU is older than its kernel needs (compute capability 8.0)"
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     if dtype not in HALF:
@@ -94,6 +94,12 @@ def _obstacle(hidden: Tensor, dropout: float) -> str:
     if dropout:
         return "its kernel has no dropout (model.attention_probs_dropout_prob=0)"
     return ""
+
+
+# torch.compile asks once, while it compiles, and takes the answer for good.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
+def _is_too_old(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) < VARLEN_CAPABILITY
 
 
 def packed_attention(
