@@ -291,6 +291,8 @@ def test_a_folder_of_other_things_is_not_touched(table: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"holds files that no vlb build made.*--out"):
         build(table, tmp_path)
     assert contents(tmp_path) == {"thesis.tex": b"precious"}
+    with pytest.raises(ConfigError, match=r"thesis.tex: a file; --out must be a new folder"):
+        build(table, tmp_path / "thesis.tex")
 
 
 def test_too_many_rejects_fail_at_the_end_and_keep_the_shards(tmp_path: Path) -> None:

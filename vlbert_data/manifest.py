@@ -140,11 +140,11 @@ def load(folder: Path) -> Manifest:
         raise ShardError(f"{folder}: there is no such folder.")
     if not path.exists():
         shards = sum(1 for name in folder.iterdir() if name.name.startswith("shard-"))
-        found = (
-            f"an unfinished build ({shards} shards so far)" if shards or (folder / ".build").exists() else "no shards"
-        )
+        if not shards and not (folder / ".build").exists():
+            raise ShardError(f"{folder}: no shards, no {FILE_NAME}. Give a folder that vlb build-shards has finished.")
         raise ShardError(
-            f"{folder}: {found}, no {FILE_NAME}. Run the same vlb build-shards command again to finish it."
+            f"{folder}: an unfinished build ({shards} shards so far), no {FILE_NAME}. Run the same vlb build-shards "
+            "command again to finish it."
         )
     facts = files.read_json(path, what="manifest")
     try:

@@ -78,6 +78,8 @@ class BuildState:
         manifest = self.finished()
         if manifest is not None:
             return manifest
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder}: a file; --out must be a new folder, or one that this build began.")
         if self.folder.exists() and not self._state.exists() and any(self.folder.iterdir()):
             raise ConfigError(
                 f"{self.folder}: holds files that no vlb build made. Choose an empty or new folder for --out."

@@ -3,6 +3,7 @@
 Orders go down a pipe whose other end only the build holds: when the build dies the pipe ends, and so does the writer.
 """
 
+import errno
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.sources.base import SourceReject
 from vlbert_data.types import ImageRois
 
+NOT_FOR_WANT_OF_ROOM = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
 # Orders that may wait: at 36 RoIs of 2048 float16 numbers about 5 MB, at 100 RoIs with 4 views about 70 MB.
 ORDERS_WAITING = 32
 
@@ -166,7 +168,8 @@ def _run(orders: Connection, answers: Connection, state: BuildState, schema: Sha
 def disk_error(error: OSError, folder: Path) -> VlbError:
     """Return what an error of the file system means for the build in `folder`, in one sentence and the next move."""
     where, why = error.filename or folder, error.strerror or error
-    return VlbError(f"{where}: {why}. Finished shards are kept; make room or mend this, and run the same command.")
+    move = "mend this" if error.errno in NOT_FOR_WANT_OF_ROOM else "make room or mend this,"
+    return VlbError(f"{where}: {why}. Finished shards are kept; {move} and run the same command.")
 
 
 class _Writer:
