@@ -3,7 +3,6 @@
 import gc
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 
 from vlbert_train.buffers import IDLE_KEPT, Buffers
@@ -39,7 +38,8 @@ def test_few_buffers_wait_for_their_next_use() -> None:
     buffers = Buffers()
     held = [buffers.empty(10, 10) for _ in range(IDLE_KEPT + 5)]
     held.clear()
-    assert len(buffers._idle) == IDLE_KEPT
+    buffers.empty(1, 1)
+    assert len(buffers._idle) + len(buffers._returned) == IDLE_KEPT
 
 
 def test_threads_never_get_the_same_memory_at_once() -> None:
@@ -55,4 +55,15 @@ def test_threads_never_get_the_same_memory_at_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(fill, range(4)))
-    assert np.unique([buffer.ctypes.data for buffer in buffers._idle]).size == len(buffers._idle)
+    waiting = [buffer.ctypes.data for buffer in (*buffers._idle, *buffers._returned)]
+    assert len(set(waiting)) == len(waiting) > 0
+
+
+def test_a_loan_that_the_garbage_collector_ends_inside_a_call_is_no_trouble() -> None:
+    buffers = Buffers()
+    for _ in range(300):
+        cycle: list[object] = [buffers.empty(20, 4)]
+        cycle.append(cycle)
+        del cycle
+    gc.collect()
+    assert buffers.empty(20, 4).shape == (20, 4)

@@ -5,11 +5,14 @@ and maps every page when it is first written to.
 """
 
 import threading
-from typing import Any
+from collections import deque
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Bytes = NDArray[np.uint8]
 
 # Whole huge pages, which numpy asks the kernel for: fewer of them are touched by a copy.
 ROUND_BYTES = 2 << 20
@@ -23,12 +26,16 @@ class Buffers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+        self._idle: list[Bytes] = []
+        self._returned: deque[Bytes] = deque()
 
     def empty(self, rows: int, width: int) -> Tensor:
         """Return an uninitialised f16 [rows, width]; once no tensor refers to its memory, the next call may get it."""
         num_bytes = rows * width * 2
         with self._lock:
+            while self._returned:
+                self._idle.append(self._returned.popleft())
+            del self._idle[:-IDLE_KEPT]
             # The one used last lies in the cache, perhaps.
             fitting = [place for place, buffer in enumerate(self._idle) if len(buffer) - ALIGNMENT >= num_bytes]
             buffer = self._idle.pop(fitting[-1]) if fitting else None
@@ -37,18 +44,15 @@ class Buffers:
         loan = _Loan(self, buffer, (rows, width))
         return torch.from_numpy(np.asarray(loan))
 
-    def take_back(self, buffer: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
-        """Keep a buffer for its next use."""
-        with self._lock:
-            self._idle.append(buffer)
-            if len(self._idle) > IDLE_KEPT:
-                self._idle.pop(0)
+    def take_back(self, buffer: Bytes) -> None:
+        """Keep a buffer for its next use. Without the lock: a loan may end anywhere, even inside `empty`."""
+        self._returned.append(buffer)
 
 
 class _Loan:
     """What arrays and tensors over a buffer hold on to; when the last one lets go, the buffer is free again."""
 
-    def __init__(self, owner: Buffers, buffer: "np.ndarray[Any, np.dtype[np.uint8]]", shape: tuple[int, int]) -> None:
+    def __init__(self, owner: Buffers, buffer: Bytes, shape: tuple[int, int]) -> None:
         self._owner, self._buffer = owner, buffer
         place = int(buffer.__array_interface__["data"][0])
         self.__array_interface__ = {
