@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,8 @@ PEERS = ("uniter", "webdataset", "mds")
 PEER_PACKAGES = {"uniter": "lmdb, msgpack, msgpack_numpy", "webdataset": "webdataset", "mds": "streaming"}
 WORKERS = (0, 2)
 TIMES_AS_MANY = 10
+# An epoch of the many, several of the few.
+MEMORY_STEPS = 320
 WORDS = ("a", "and", "empty", "scene", "in", "picture", "said", "times", *COLOURS, *SHAPES)
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Measure, and keep the result."""
     options = parser(__doc__, pairs=11)
     options.add_argument("--images", type=int, default=2000)
-    options.add_argument("--memory-of", choices=("few", "many"), help="print this process's memory after an epoch")
+    options.add_argument("--memory-of", choices=("few", "many"), help="print what memory one process needs")
     asked = options.parse_args()
     folder = asked.scratch / "loader"
     if asked.memory_of:
@@ -147,7 +148,7 @@ def bare_rows(folder: Path, kind: tuple[str, str], steps: int, pairs: int) -> It
     supply = open_folder(folder, container, mode)
     bare = bare_loop(folder, supply, steps)
     for threads in THREADS:
-        name = f"{container}, {mode}, {threads} thread{'s' if threads > 1 else ''}, against the bare loop"
+        name = f"{container}, {mode}, threads {threads}, against the bare loop"
         found = compare(name, epochs(supply, threads, steps), bare, pairs=pairs, warm_up=True)
         yield found.row(work=steps * BATCH, unit="images")
 
@@ -189,7 +190,7 @@ def peer_rows(folder: Path, steps: int, pairs: int) -> Iterator[dict[str, Any]]:
         for workers in WORKERS:
             with serving(peer, folder, workers) as (epoch, seen):
                 for threads in THREADS:
-                    name = f"lmdb, captions, {threads} threads, against {peer} with {workers} workers"
+                    name = f"lmdb, captions, threads {threads}, against {peer}, workers {workers}"
                     found = compare(name, epochs(supply, threads, steps), epoch, pairs=max(3, pairs // 3), warm_up=True)
                     assert len(set(seen)) == 1, f"{peer} gave {set(seen)} images an epoch"
                     # Ours leaves the images of a last, smaller batch to the next steps; theirs does not.
@@ -220,7 +221,7 @@ def serving(peer: str, folder: Path, workers: int) -> Iterator[tuple[Callable[[]
 
 
 def memory_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the memory of a process, mapped files left out, after an epoch of few and of ten times as many images."""
+    """Return the memory of a process, mapped files left out, after as many steps with few and with ten times as many images."""
     found = {}
     for which in ("few", "many"):
         command = [sys.executable, "-m", "benchmarks.bench_loader", "--memory-of", which, "--scratch", folder.parent]
@@ -230,7 +231,7 @@ def memory_rows(folder: Path) -> list[dict[str, Any]]:
     added = (many["anonymous_mb"] - few["anonymous_mb"]) * 1e6 / (many["images"] - few["images"])
     return [
         {
-            "measure": f"memory after an epoch of {few['images']} and of {many['images']} images",
+            "measure": f"memory after {MEMORY_STEPS} steps of {few['images']} and of {many['images']} images",
             "few MB": few["anonymous_mb"],
             "many MB": many["anonymous_mb"],
             "bytes an image more": round(added),
@@ -239,12 +240,11 @@ def memory_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def memory_of(folder: Path, which: str) -> dict[str, float]:
-    """Return the anonymous memory of this process once it went through all captions of few or many images."""
+    """Return the anonymous memory of this process after MEMORY_STEPS steps with few or many images."""
     keep_freed_memory()
     supply = open_folder(folder, "lmdb" if which == "few" else "many", "captions")
-    steps = supply.num_caption_examples // BATCH
-    with Loader(supply, first_step=0, last_step=steps, threads=2) as loader:
-        for batches in islice(loader, steps):
+    with Loader(supply, first_step=0, last_step=MEMORY_STEPS, threads=2) as loader:
+        for batches in loader:
             assert len(batches) == 1
     kept = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {"images": supply.num_caption_examples, "anonymous_mb": significant(int(kept["RssAnon"].split()[0]) / 1000)}
