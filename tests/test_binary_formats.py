@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import lmdb
 import numpy as np
 import pytest
 
@@ -267,8 +268,9 @@ def test_uniter_takes_the_rois_that_its_file_counts(tmp_path: Path) -> None:
     path = write.write_uniter(tmp_path / "feat_th0.2_max100_min10", IMAGES)
     counts = {f"{image.key}.npz": 10 + number for number, image in enumerate(IMAGES)}
     (path / "nbb_th0.2_max100_min10.json").write_text(json.dumps(counts))
-    found = records(open_importer([str(path)]))
+    found = records(open_importer([str(path / "data.mdb")]))
     assert {key: len(record.boxes) for key, record in found.items()} == counts
+    assert {key: len(record.boxes) for key, record in records(open_importer([str(path)])).items()} == counts
     first = found[f"{IMAGES[0].key}.npz"].confidence
     assert first is not None and same(np.ascontiguousarray(first), IMAGES[0].scores.astype(np.float16)[:10])
 
@@ -334,11 +336,20 @@ def test_ids_are_found_without_reading_arrays(tmp_path: Path, codec: str, parts:
     assert sum(reads) < 3 * size / 10
 
 
+def test_tensorpack_is_told_though_its_first_records_are_lost(tmp_path: Path) -> None:
+    path = write.write_tensorpack(tmp_path / "x.lmdb", [named_arrays(image) for image in IMAGES], codec="pickle")
+    env = lmdb.open(str(path), subdir=False, map_size=1 << 28)
+    with env.begin(write=True) as txn:
+        txn.delete(b"00000000")
+    env.close()
+    importer = open_importer([str(path)])
+    assert importer.traits.format == "tensorpack-lmdb"
+    assert list(importer.keys()) == [*(image.key for image in IMAGES[1:]), ""]
+
+
 def test_records_that_tensorpack_lost_are_told(tmp_path: Path) -> None:
     points = [write.vilbert_list(image) for image in make_images(9)]
     path = write.write_tensorpack(tmp_path / "x.lmdb", points, codec="pickle")
-    import lmdb
-
     env = lmdb.open(str(path), subdir=False, map_size=1 << 28)
     with env.begin(write=True) as txn:
         for number in (3, 4, 5):

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from tests.damage import mutate
 from tests.msgpack_writer import numpy_map, packb
-from vlbert_data.importers.lmdb_pages import LmdbRecords, LmdbRefusedError, index_lmdb, looks_like_lmdb
+from vlbert_data.importers.lmdb_pages import (
+    LmdbRecords,
+    LmdbRefusedError,
+    _overlapping,
+    index_lmdb,
+    looks_like_lmdb,
+)
 from vlbert_data.importers.msgpack import MsgpackLimits, MsgpackRefusedError, loads_msgpack
 from vlbert_data.importers.npy import NpyLimits, NpyRefusedError, loads_npy, loads_npz
 from vlbert_data.importers.plain_arrays import RefusedDataError
@@ -395,6 +401,34 @@ def test_a_database_of_several_values_a_key_is_refused(tmp_path: Path) -> None:
         txn.put(b"a", b"b", db=inner)
     env.close()
     assert "a database inside the database" in str(index_lmdb(tmp_path / "x").damages)
+
+
+def test_values_that_are_said_to_share_pages_are_given_to_no_key(tmp_path: Path) -> None:
+    records = {f"key{number}".encode(): bytes([number]) * 9000 for number in range(9)}
+    path = make_lmdb(tmp_path / "x", records, subdir=False)
+    index = index_lmdb(path)
+    raw = bytearray(path.read_bytes())
+    places = [int(node) + 8 + 4 for node in index.nodes]  # behind a node's head and key: the number of the first page
+    for victim, other in ((2, 6), (4, 6)):
+        raw[places[victim] : places[victim] + 8] = raw[places[other] : places[other] + 8]
+    path.write_bytes(raw)
+    found = index_lmdb(path)
+    assert found.damages == ("3 records are said to lie on pages of others; whose they are is not known",)
+    reader = LmdbRecords(found)
+    taken = dict(reader.read(number, max_bytes=1 << 20) for number in range(len(found.nodes)))
+    reader.close()
+    assert taken == {key: value for key, value in records.items() if key not in (b"key2", b"key4", b"key6")}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=12))
+def test_overlaps_are_those_that_comparing_all_pairs_finds(pairs: list[tuple[int, int]]) -> None:
+    spans = [range(first, first + count) for first, count in pairs]
+    expected = [
+        any(set(span) & set(other) for place, other in enumerate(spans) if place != own)
+        for own, span in enumerate(spans)
+    ]
+    assert _overlapping(np.array(pairs, np.int64).reshape(-1, 2)).tolist() == expected
 
 
 def test_mutated_lmdb_files_give_true_records_or_damages(tmp_path: Path) -> None:

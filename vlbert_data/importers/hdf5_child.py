@@ -4,6 +4,7 @@ A link to another file, a virtual data set, data stored outside, a filter that w
 but numbers are refused, and so is a data set that unpacks to far more than is stored of it.
 """
 
+import math
 from collections import OrderedDict
 from pathlib import PurePosixPath
 from typing import Any
@@ -145,10 +146,18 @@ def _check_storage(found: Any, where: str) -> None:
     if used - FILTERS:
         raise UnreadableError(f"{where} is packed by filter {min(used - FILTERS)}; only HDF5's own are used.")
     chunk = int(np.prod([float(side) for side in found.chunks or ()])) * found.dtype.itemsize
+    if found.chunks is not None:
+        wanted = math.prod(-(-side // part) for side, part in zip(found.shape, found.chunks, strict=True))
+        if found.id.get_num_chunks() != wanted:
+            raise UnreadableError(
+                f"{where} has {found.id.get_num_chunks()} of {wanted} chunks; the rest was never written."
+            )
     if chunk > MAX_CHUNK_BYTES:
         raise UnreadableError(f"{where} has chunks of {chunk} bytes; at most {MAX_CHUNK_BYTES} are unpacked.")
     size = int(np.prod([float(side) for side in found.shape])) * found.dtype.itemsize
     stored = found.id.get_storage_size()
+    if size and not stored:
+        raise UnreadableError(f"{where} was never written: it says it has {size} bytes, of which 0 are stored.")
     if size > max(FREE_BYTES, MAX_RATIO * stored):
         raise UnreadableError(f"{where} says it has {size} bytes, of which {stored} are stored.")
 

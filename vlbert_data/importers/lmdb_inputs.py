@@ -19,6 +19,8 @@ from vlbert_data.importers.record_dict import RecordPlace
 MAX_RECORD_BYTES = 64 << 20
 # Keys under which databases list their own keys.
 LISTS_OF_KEYS = frozenset({b"keys", b"__keys__"})
+# tensorpack's keys; names of images that are numbers have no zeros in front, or twelve digits.
+NUMBER_DIGITS = 8
 # The way down to the first leaf of any database, and a few leaves.
 SNIFFED_PAGES = 40
 
@@ -94,8 +96,8 @@ def text_key(key: bytes) -> str:
 
 
 def is_numbering(key: bytes) -> bool:
-    """Return whether a database's first key is the first of tensorpack's, which number the records."""
-    return 8 <= len(key) <= 12 and key.isdigit() and int(key) == 0
+    """Return whether a database's first key is a low one of tensorpack's, which number the records by eight digits."""
+    return len(key) == NUMBER_DIGITS and key.isdigit() and key.startswith(b"0")
 
 
 def first_value(path: Path) -> tuple[bytes, bytes] | None:

@@ -113,6 +113,7 @@ class _Walk:
     """What a walk over the tree has found: places of nodes, damages, and pages seen, of which none comes twice."""
 
     nodes: list[Array] = field(default_factory=list)
+    extents: list[Array] = field(default_factory=list)  # int64 [n, 2], first page and number of pages of each value
     damages: list[str] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     last_key: bytes | None = None
@@ -163,6 +164,12 @@ class _Pages:
         if meta.root != NO_PAGE:
             self._walk(meta, meta.root, min(meta.depth, MAX_DEPTH), walk)
         nodes = np.concatenate([np.zeros(0, np.int64), *walk.nodes])
+        shared = _overlapping(
+            np.concatenate([np.zeros((0, 2), np.int64), *(part.reshape(-1, 2) for part in walk.extents)])
+        )
+        if shared.any():
+            walk.damage(f"{int(shared.sum())} records are said to lie on pages of others; whose they are is not known")
+            nodes = nodes[~shared]
         found = len(nodes) + walk.num_skipped
         if not walk.damages and walk.pages_left and found != meta.entries:
             walk.damage(f"{found} records found; the database says it has {meta.entries}")
@@ -204,6 +211,7 @@ class _Pages:
                 kept = np.array([_key(data, place) not in walk.skipped for place in places.tolist()], np.bool_)
                 walk.num_skipped += int((~kept).sum())
                 walk.nodes.append(page * meta.page_bytes + places[kept])
+                walk.extents.append(np.array([_extent(data, place, meta) for place in places[kept].tolist()], np.int64))
                 return
             if room <= 1:
                 raise _DamageError("the tree is deeper than the database says")
@@ -256,6 +264,30 @@ def _check_keys(data: bytes, places: Array, kind: int, walk: _Walk) -> None:
         raise _DamageError("keys out of order")
     if kind == LEAF:
         walk.last_key = keys[-1]
+
+
+def _extent(data: bytes, place: int, meta: _Meta) -> tuple[int, int]:
+    """Return first page and number of pages of a value that has pages of its own, (-1, 0) of another."""
+    low, high, flags, key_size = NODE.unpack_from(data, place)
+    if not flags & BIG_DATA:
+        return -1, 0
+    page = int.from_bytes(data[place + NODE.size + key_size :][:8], "little")
+    return min(page, MAX_PAGE), -(-((low | high << 16) + PAGE_HEADER.size) // meta.page_bytes)
+
+
+def _overlapping(extents: Array) -> Array:
+    """Return bool [n], True for values some page of which is also another's.
+
+    extents: int64 [n, 2], first page and number of pages, 0 pages for values inside a page of keys.
+    """
+    shared = np.zeros(len(extents), np.bool_)
+    own = np.flatnonzero(extents[:, 1] > 0)
+    order = own[np.argsort(extents[own, 0], kind="stable")]  # [m] by first page
+    first, end = extents[order, 0], extents[order].sum(axis=1)
+    # In this order a value shares pages with one behind it if and only if with the next.
+    shared[order[:-1]] = end[:-1] > first[1:]
+    shared[order[1:]] |= np.maximum.accumulate(end)[:-1] > first[1:]
+    return shared
 
 
 def _key(data: bytes, place: int) -> bytes:

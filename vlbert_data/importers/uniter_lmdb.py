@@ -151,7 +151,7 @@ def _counts(path: Path) -> _Counts:
         ConfigError: several files of counts, or one that is none.
     """
     folder = lmdb_file(path).parent
-    found = sorted(folder.glob(COUNT_FILES)) if path.is_dir() else []
+    found = sorted(folder.glob(COUNT_FILES))
     if len(found) > 1:
         raise ConfigError(f"{folder}: {len(found)} files {COUNT_FILES}; keep the one that belongs to this database.")
     if found:
