@@ -221,7 +221,7 @@ def serving(peer: str, folder: Path, workers: int) -> Iterator[tuple[Callable[[]
 
 
 def memory_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the memory of a process, mapped files left out, after as many steps with few and with ten times as many images."""
+    """Return what memory a process needs, mapped files left out, after as many steps with few and with many images."""
     found = {}
     for which in ("few", "many"):
         command = [sys.executable, "-m", "benchmarks.bench_loader", "--memory-of", which, "--scratch", folder.parent]
