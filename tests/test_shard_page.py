@@ -68,12 +68,12 @@ def test_no_text_ends_its_element_or_becomes_markup(vlb: Callable[..., Answer], 
     assert len(re.findall(r"<script", page, flags=re.IGNORECASE)) == 3
     assert "<!--" not in page
     assert "onerror=" not in page.split('id="data">')[0]
-    titled = render('</title><script>alert("1")</script>', ("shards.js",), {"facts": None}, []).decode()
+    titled = render('</title><script>alert("1")</script>', (), {"facts": None}, []).decode()
     assert "<title>&lt;/title&gt;&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;</title>" in titled
 
 
 def test_the_pages_policy_allows_its_own_script_and_style_and_no_request(folder: Path) -> None:
-    page = render("x", ("shards.js",), {"facts": None}, []).decode()
+    page = render("x", (), {"facts": None}, []).decode()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))

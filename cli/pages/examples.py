@@ -1,4 +1,7 @@
-"""The page of `vlb evaluate --html`: figures, and captions with what was guessed of their masked words and RoIs."""
+"""The page of `vlb evaluate --html`: figures, and captions with what was guessed of their masked words and RoIs.
+
+Promise: every guess stands beside the truth, and which captions are shown of how many is said on the page.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -11,7 +14,7 @@ from vlbert_data.types import ImageRois
 from vlbert_train.evaluate import Report
 from vlbert_train.guesses import Guess, GuessedExample
 
-SCRIPTS = ("evaluation.js",)
+SCRIPTS = ("evaluation_figures.js", "evaluation_examples.js")
 
 
 class _Pictures:

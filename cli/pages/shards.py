@@ -22,7 +22,7 @@ from vlbert_data.verify import Verdict
 CLASSES_SHOWN = 5
 LEAST_PROBABILITY = 0.005
 FINDINGS_SHOWN = 200
-SCRIPTS = ("shards.js",)
+SCRIPTS = ("shards_figures.js", "shards_gallery.js")
 NO_PICTURES = "none is stored; build with --thumbnails, or give --images DIR"
 
 

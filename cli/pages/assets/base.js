@@ -67,14 +67,21 @@ function themeButton() {
   const kinds = ["light dark", "light", "dark"];
   const names = ["◐ As the system", "○ Light", "● Dark"];
   let at = 0;
-  return el("button", {
-    class: "quiet", type: "button", id: "theme", title: "Change colours: as the system, light, dark",
-    onclick: (event) => {
-      at = (at + 1) % kinds.length;
-      document.documentElement.style.colorScheme = kinds[at];
-      event.currentTarget.textContent = names[at];
+  return el(
+    "button",
+    {
+      class: "quiet",
+      type: "button",
+      id: "theme",
+      title: "Change colours: as the system, light, dark",
+      onclick: (event) => {
+        at = (at + 1) % kinds.length;
+        document.documentElement.style.colorScheme = kinds[at];
+        event.currentTarget.textContent = names[at];
+      },
     },
-  }, names[0]);
+    names[0],
+  );
 }
 
 /**
@@ -105,11 +112,16 @@ function makePicture(shape, source, alt, rois, found = () => {}) {
   }
   node.append(layer);
   const tag = el("div", { class: "tag", hidden: true });
-  node.append(...rois.filter((roi) => roi.stays).map((roi) => {
-    const staying = el("div", { class: "tag stay" });
-    placeTag(staying, { ...roi, label: roi.stays }, shape);
-    return staying;
-  }), tag);
+  node.append(
+    ...rois
+      .filter((roi) => roi.stays)
+      .map((roi) => {
+        const staying = el("div", { class: "tag stay" });
+        placeTag(staying, { ...roi, label: roi.stays }, shape);
+        return staying;
+      }),
+    tag,
+  );
   const light = (lit) => {
     marks.forEach((mark, i) => mark.classList.toggle("lit", i === lit));
     node.classList.toggle("dim", lit !== null);
@@ -141,7 +153,8 @@ function smallestAt(event, node, shape, rois) {
   const edge = node.getBoundingClientRect();
   const x = ((event.clientX - edge.left) / edge.width) * shape.width;
   const y = ((event.clientY - edge.top) / edge.height) * shape.height;
-  let best = null, least = Infinity;
+  let best = null,
+    least = Infinity;
   rois.forEach(({ box: [x0, y0, x1, y1], state }, i) => {
     const area = (x1 - x0) * (y1 - y0);
     if (state !== "out" && x >= x0 && x <= x1 && y >= y0 && y <= y1 && area < least) [best, least] = [i, area];
@@ -154,7 +167,11 @@ function smallestAt(event, node, shape, rois) {
  * pointed(i): called with the row that is pointed at, or null. chosen: called at Enter or a double click.
  */
 function makeRows(rows, name, pointed, chosen = () => {}) {
-  const node = el("div", { class: "rows", role: "listbox", tabindex: rows.length ? 0 : null, "aria-label": name }, rows);
+  const node = el(
+    "div",
+    { class: "rows", role: "listbox", tabindex: rows.length ? 0 : null, "aria-label": name },
+    rows,
+  );
   let lit = null;
   rows.forEach((row, i) => {
     row.setAttribute("role", "option");
@@ -220,14 +237,17 @@ function lazily(cards, draw) {
     isAtWork = waiting.size > 0;
     if (isAtWork) requestAnimationFrame(work);
   };
-  const seen = new IntersectionObserver((entries) => {
-    for (const { target: card, isIntersecting } of entries) {
-      if (!isIntersecting) waiting.delete(card); // it went by before its turn came
-      if (isIntersecting && !card.firstChild) waiting.add(card);
-      else if (!isIntersecting && card.firstChild && !card.contains(document.activeElement)) card.replaceChildren();
-    }
-    if (waiting.size && !isAtWork) work();
-  }, { rootMargin: AHEAD });
+  const seen = new IntersectionObserver(
+    (entries) => {
+      for (const { target: card, isIntersecting } of entries) {
+        if (!isIntersecting) waiting.delete(card); // it went by before its turn came
+        if (isIntersecting && !card.firstChild) waiting.add(card);
+        else if (!isIntersecting && card.firstChild && !card.contains(document.activeElement)) card.replaceChildren();
+      }
+      if (waiting.size && !isAtWork) work();
+    },
+    { rootMargin: AHEAD },
+  );
   cards.forEach((card) => seen.observe(card));
   return () => {
     cards.filter((card) => card.firstChild).forEach((card) => waiting.add(card));
@@ -245,19 +265,29 @@ function largeView(order, draw) {
     if (next !== undefined) open(next);
   };
   const moves = (number) => {
-    const among = order(), place = among.indexOf(number);
+    const among = order(),
+      place = among.indexOf(number);
     const button = (text, off, action, last) =>
       el("button", { class: `quiet ${last}`, type: "button", disabled: off, onclick: action }, text);
-    return el("div", { class: "moves" },
+    return el(
+      "div",
+      { class: "moves" },
       button("← Previous", place <= 0, () => move(-1), ""),
       button("Next →", place < 0 || place >= among.length - 1, () => move(1), ""),
-      button("Close", false, () => dialog.close(), "last"));
+      button("Close", false, () => dialog.close(), "last"),
+    );
   };
   const open = (number) => {
     at = number;
     const { picture, side } = draw(number);
-    dialog.replaceChildren(el("div", { class: "large" },
-      el("div", { class: "mat" }, picture), el("div", { class: "side" }, ...side, moves(number))));
+    dialog.replaceChildren(
+      el(
+        "div",
+        { class: "large" },
+        el("div", { class: "mat" }, picture),
+        el("div", { class: "side" }, ...side, moves(number)),
+      ),
+    );
     if (!dialog.open) dialog.showModal();
   };
   dialog.addEventListener("keydown", (event) => {
@@ -272,6 +302,18 @@ function largeView(order, draw) {
 }
 
 // The hatching of RoIs that the model or the describer did not see.
-document.body.append(svg("svg", { width: 0, height: 0, "aria-hidden": "true", class: "unseen" },
-  svg("defs", null, svg("pattern", { id: "hatch", width: 8, height: 8, patternUnits: "userSpaceOnUse",
-    patternTransform: "rotate(45)" }, svg("rect", { width: 2, height: 8, fill: "rgb(255 255 255 / 40%)" })))));
+document.body.append(
+  svg(
+    "svg",
+    { width: 0, height: 0, "aria-hidden": "true", class: "unseen" },
+    svg(
+      "defs",
+      null,
+      svg(
+        "pattern",
+        { id: "hatch", width: 8, height: 8, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+        svg("rect", { width: 2, height: 8, fill: "rgb(255 255 255 / 40%)" }),
+      ),
+    ),
+  ),
+);
