@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -131,7 +132,7 @@ def import_features(source: Path, target: Path) -> None:
 
 INPUTS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path, Path], None]]] = {
     "LXMERT TSV": ("lxmert", write_tsv, convert_tsv),
-    "VOLTA LMDB": ("volta-lmdb", write_lmdb, convert_lmdb),
+    "VOLTA LMDB": ("pickle-lmdb", write_lmdb, convert_lmdb),
 }
 
 
@@ -154,6 +155,20 @@ def peak_of_import(source: Path, target: Path) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def peaks_of(folder: Path, name: str, num_images: int) -> dict[str, int]:
+    """Return the peak memory in MB of importing an input and one LARGER times as large."""
+    large = make_input(folder, name, LARGER * num_images)
+    found = [round(peak_of_import(path, folder / "ours")) for path in (make_input(folder, name, num_images), large)]
+    large.unlink() if large.is_file() else shutil.rmtree(large)
+    return {"peak MB": found[0], f"peak MB, {LARGER} x the images": found[1]}
+
+
+def afresh(target: Path, work: Callable[[Path], None]) -> None:
+    """Do work that makes `target`, which is removed before."""
+    shutil.rmtree(target, ignore_errors=True)
+    work(target)
+
+
 def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__)
@@ -167,28 +182,20 @@ def main() -> None:
         return
     folder = chosen.scratch / "import"
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
-    for name, (kind, _, convert) in INPUTS.items():
-        if kind not in FORMATS:
-            print(f"left out: {name}; this vlb does not import it")
-            continue
+    inputs = [name for name, (kind, *_) in INPUTS.items() if kind in FORMATS]
+    # First of all: a process starts with the peak that its parent had, as the system counts.
+    peaks = {name: peaks_of(folder, name, chosen.images) for name in inputs}
+    rows = []
+    for name in inputs:
         source, ours, theirs = make_input(folder, name, chosen.images), folder / "ours", folder / "theirs"
-
-        def run_ours(source: Path = source, target: Path = ours) -> None:
-            shutil.rmtree(target, ignore_errors=True)
-            import_features(source, target)
-
-        def run_theirs(source: Path = source, target: Path = theirs, convert: Callable[..., None] = convert) -> None:
-            shutil.rmtree(target, ignore_errors=True)
-            convert(source, target)
-
-        # First of all: a process starts with the peak that its parent had, as the system counts.
-        large = make_input(folder, name, LARGER * chosen.images)
-        peaks = [round(peak_of_import(path, ours)) for path in (source, large)]
-        large.unlink() if large.is_file() else shutil.rmtree(large)
-        times = compare(name, run_ours, run_theirs, pairs=chosen.pairs, warm_up=True)
-        row = times.row(work=chosen.images, unit="images")
-        rows.append({**row, "peak MB": peaks[0], f"peak MB, {LARGER} x the images": peaks[1]})
+        times = compare(
+            name,
+            partial(afresh, ours, partial(import_features, source)),
+            partial(afresh, theirs, partial(INPUTS[name][2], source)),
+            pairs=chosen.pairs,
+            warm_up=True,
+        )
+        rows.append({**times.row(work=chosen.images, unit="images"), **peaks[name]})
     report("import", rows, keep=not chosen.dry)
 
 
