@@ -69,7 +69,7 @@ def write_lmdb(path: Path, num_images: int) -> None:
     with env.begin(write=True) as txn:
         keys = []
         for number in range(num_images):
-            key = f"{number:012d}".encode()
+            key = f"COCO_fake_{number:012d}".encode()
             txn.put(key, pickle.dumps(volta_item(key.decode(), 640, 480, fake_columns(rng, number))))
             keys.append(key)
         txn.put(b"keys", pickle.dumps(keys))
@@ -142,8 +142,8 @@ def make_input(folder: Path, name: str, num_images: int) -> Path:
     path = folder / f"{kind}-{num_images}"
     if not path.exists():
         write(path, num_images)
-        form = "COCO_fake_{:012d}" if kind == "lxmert" else "{:012d}"
-        lines = (json.dumps({"image_id": form.format(n), "caption": "a fake image"}) for n in range(num_images))
+        ids = (f"COCO_fake_{number:012d}" for number in range(num_images))
+        lines = (json.dumps({"image_id": image_id, "caption": "a fake image"}) for image_id in ids)
         path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
     return path
 
@@ -183,7 +183,6 @@ def main() -> None:
     folder = chosen.scratch / "import"
     folder.mkdir(parents=True, exist_ok=True)
     inputs = [name for name, (kind, *_) in INPUTS.items() if kind in FORMATS]
-    # First of all: a process starts with the peak that its parent had, as the system counts.
     peaks = {name: peaks_of(folder, name, chosen.images) for name in inputs}
     rows = []
     for name in inputs:

@@ -105,7 +105,14 @@ def pin_threads(threads: int) -> int:
 
 
 def peak_mb() -> float:
-    """Return the most memory that this process ever held at once, in MB (Linux counts kB, macOS bytes)."""
+    """Return the most memory that this process ever held at once, in MB.
+
+    What Linux tells of resources used includes the process that this one was started from; its status does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = (line.split() for line in status.read_text().splitlines())
+        return next(int(words[1]) / 1e3 for words in lines if words[:1] == ["VmHWM:"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

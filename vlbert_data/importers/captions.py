@@ -24,6 +24,7 @@ from vlbert_data.types import Array, is_unicode
 
 _URL = re.compile(rb"https?://|//")
 UNUSABLE_SHOWN = 3
+HASHES_AT_ONCE = 1 << 16
 Entry = tuple[list[str], tuple[str, ...]]
 
 
@@ -31,8 +32,8 @@ Entry = tuple[list[str], tuple[str, ...]]
 class CaptionFile:
     """Which captions belong to which image.
 
-    alias_hashes: uint64 [a], rising; alias_entries: int64 [a], the entry that goes by each. places: int64 [e + 1],
-    where entries begin in the file, or in `held` if that is not empty. counts: int64 [e], captions of each entry.
+    alias_hashes: uint64 [a], rising; alias_entries: int32 [a], the entry that goes by each. places: int64 [e + 1],
+    where entries begin in the file, or in `held` if that is not empty. counts: int32 [e], captions of each entry.
     kind: how an entry is written. unusable: lines that hold no caption of an image.
     """
 
@@ -75,7 +76,11 @@ class CaptionFile:
     def without_image(self, image_hashes: Array) -> int:
         """Return how many captions are of no image among those whose ids hash to `image_hashes`, uint64 [n]."""
         used = np.zeros(len(self.counts), np.bool_)
-        used[self.alias_entries[np.isin(self.alias_hashes, image_hashes)]] = True
+        for start in range(0, len(image_hashes), HASHES_AT_ONCE):
+            part = image_hashes[start : start + HASHES_AT_ONCE]
+            low, high = (np.searchsorted(self.alias_hashes, part, side=side) for side in ("left", "right"))
+            for offset in range(int((high - low).max(initial=0))):
+                used[self.alias_entries[(low + offset)[low + offset < high]]] = True
         return int(self.counts[~used].sum())
 
     def some_names(self) -> list[str]:
@@ -109,7 +114,7 @@ def open_captions(path: Path) -> CaptionFile:
 
 def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: bytes) -> CaptionFile:
     # Plain lists of so many numbers would take five times the memory.
-    hashes, entries, places, counts = array("Q"), array("q"), array("q"), array("q")
+    hashes, entries, places, counts = array("Q"), array("i"), array("q"), array("i")
     unusable = end = 0
     for place, text in lines:
         entry = PARSERS[kind](text)
@@ -134,9 +139,9 @@ def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: by
         kind=kind,
         facts=hash_file(path, name=path.name),
         alias_hashes=np.frombuffer(hashes, np.uint64)[order],
-        alias_entries=np.frombuffer(entries, np.int64)[order],
-        places=np.array(places, np.int64),
-        counts=np.array(counts, np.int64),
+        alias_entries=np.frombuffer(entries, np.int32)[order],
+        places=np.frombuffer(places, np.int64),
+        counts=np.frombuffer(counts, np.int32),
         held=held,
         unusable=unusable,
     )

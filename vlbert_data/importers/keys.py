@@ -1,6 +1,7 @@
 """From foreign keys to image ids, and which of them occur twice. Promise: 8 bytes a key, however many there are."""
 
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from vlbert_data.sources.records import id_hash
 from vlbert_data.types import Array, is_unicode
 
 LONGEST_ID_CHARACTERS = 1000
+HASHES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,18 @@ class KeyPattern:
 
 def hash_keys(keys: Iterator[str], pattern: KeyPattern) -> Array:
     """Return uint64 [n]: a hash of the image id in each key; of a key without one, a hash that no other has."""
-    return np.fromiter((_hash(key, number, pattern) for number, key in enumerate(keys)), np.uint64)
+    hashes = array("Q", (_hash(key, number, pattern) for number, key in enumerate(keys)))
+    return np.frombuffer(hashes, np.uint64)
+
+
+def any_common(some: Array, rising: Array) -> bool:
+    """Return whether a number of `some`, uint64 [n], is in `rising`, uint64 [m]; in little memory."""
+    for start in range(0, len(some), HASHES_AT_ONCE):
+        part = some[start : start + HASHES_AT_ONCE]
+        places = np.minimum(np.searchsorted(rising, part), len(rising) - 1)
+        if len(rising) and (rising[places] == part).any():
+            return True
+    return False
 
 
 def _hash(key: str, number: int, pattern: KeyPattern) -> int:
@@ -72,7 +85,8 @@ class Repeats:
     def among(hashes: Array) -> "Repeats":
         """Return the repeats among image ids with these hashes, uint64 [n]."""
         order = np.argsort(hashes, kind="stable")  # [n]
-        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+        ordered = hashes[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1])
         later = order[same + 1]
         rising = np.argsort(later)
         return Repeats(later[rising].astype(np.int64), order[same][rising].astype(np.int64))

@@ -39,7 +39,8 @@ LINES_SNIFFED = 8
 class Rows:
     """The rows of one file that are not blank.
 
-    starts, stops: int64 [n], the bytes of each row, its line end left out. line_numbers: int64 [n], from 1.
+    starts, stops: int64 [n], the bytes of each row, its line end left out. blank: int64, rising: how many rows stood
+    before each blank line, of which no row is made.
     keys: the first columns one after another, UTF-8; key_stops: int64 [n], where each one ends.
     """
 
@@ -47,8 +48,8 @@ class Rows:
     facts: FileFacts
     starts: Array
     stops: Array
-    line_numbers: Array
-    keys: bytes = field(repr=False)
+    blank: Array
+    keys: bytes | bytearray = field(repr=False)
     key_stops: Array
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class Rows:
 
     def where(self, index: int) -> str:
         """Return file and line of a row, as editors write it."""
-        return f"{self.path}:{int(self.line_numbers[index])}"
+        return f"{self.path}:{index + 1 + int(np.searchsorted(self.blank, index, side='right'))}"
 
     def key(self, index: int) -> str:
         """Return the first column of a row; "" where it is unusable."""
@@ -110,16 +111,16 @@ def index_rows(path: Path, key_of: KeyOf, *, name: str, head_bytes: int = LONGES
     Raises:
         ConfigError: the file cannot be read.
     """
-    # Plain lists of so many numbers would take five times the memory.
-    starts, stops, numbers, key_stops = array("q"), array("q"), array("q"), array("q")
+    # Plain lists of so many numbers would take five times the memory, and copies of these twice as much.
+    starts, stops, blank, key_stops = array("q"), array("q"), array("q"), array("q")
     keys = bytearray()
     try:
-        for number, (start, stop, head, tabs) in enumerate(_lines(path, head_bytes), start=1):
+        for start, stop, head, tabs in _lines(path, head_bytes):
             if stop == start:
+                blank.append(len(starts))
                 continue
             starts.append(start)
             stops.append(stop)
-            numbers.append(number)
             keys += key_of(head, tabs)
             key_stops.append(len(keys))
     except OSError as error:
@@ -127,11 +128,11 @@ def index_rows(path: Path, key_of: KeyOf, *, name: str, head_bytes: int = LONGES
     return Rows(
         file=PlacedFile(path),
         facts=hash_file(path, name=name),
-        starts=np.array(starts, np.int64),
-        stops=np.array(stops, np.int64),
-        line_numbers=np.array(numbers, np.int64),
-        keys=bytes(keys),
-        key_stops=np.array(key_stops, np.int64),
+        starts=np.frombuffer(starts, np.int64),
+        stops=np.frombuffer(stops, np.int64),
+        blank=np.array(blank, np.int64),
+        keys=keys,
+        key_stops=np.frombuffer(key_stops, np.int64),
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.state import BuildState, check_shard_count
@@ -18,7 +16,7 @@ from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import Importer
 from vlbert_data.importers.captions import CaptionFile
 from vlbert_data.importers.image_sizes import ImageSizes
-from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
+from vlbert_data.importers.keys import KeyPattern, Repeats, any_common, hash_keys
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.make_shards import Done, ShardMaker, make_in_processes
 from vlbert_data.importers.meaning import Meaning
@@ -188,7 +186,7 @@ class Import:
         traits, captions, sizes = self.importer.traits, self.beside.captions, self.beside.sizes
         if captions is None and not traits.has_captions:
             raise ConfigError(f"{traits.format} stores no captions. Give them with --captions FILE.")
-        if captions is not None and not np.isin(captions.alias_hashes, self._hashes).any():
+        if captions is not None and not any_common(self._hashes, captions.alias_hashes):
             raise ConfigError(
                 f"{captions.path}: captions of none of the images. Images are called {self._some_ids(pattern)}, the "
                 f"captions' {', '.join(captions.some_names())}. Let --key-pattern find the one in the other, such as "
@@ -196,7 +194,7 @@ class Import:
             )
         if sizes is None and not traits.has_image_sizes:
             raise ConfigError(f"{traits.format} stores no image sizes. Give them with --image-sizes FILE.")
-        if sizes is not None and not traits.has_image_sizes and not np.isin(sizes.hashes, self._hashes).any():
+        if sizes is not None and not traits.has_image_sizes and not any_common(self._hashes, sizes.hashes):
             raise ConfigError(
                 f"{sizes.path}: sizes of none of the images. Images are called {self._some_ids(pattern)}. "
                 "Look at --key-pattern."

@@ -100,7 +100,7 @@ class _Machine:
     def run(self) -> Any:
         """Return the value that the program leaves."""
         for _ in range(self.limits.max_steps):
-            code = self.take(1)[0]
+            code = self.byte()
             if code == STOP:
                 return self.finish()
             step = STEPS.get(code)
@@ -137,6 +137,14 @@ class _Machine:
                 self.position += 1
                 return text
         raise NotPlainError("truncated")
+
+    def byte(self) -> int:
+        """Return the next byte."""
+        part = bytes(self.data[self.position : self.position + 1])
+        if not part:
+            raise NotPlainError("truncated")
+        self.position += 1
+        return part[0]
 
     def number(self, code: str) -> Any:
         """Return the next number, `code` as in `struct`."""
@@ -314,21 +322,21 @@ STEPS: dict[int, Callable[[_Machine], None]] = {
         "I": _Machine.text_integer,
         "L": lambda m: m.push(int(m.line().rstrip(b"L"))),
         "J": lambda m: m.push(m.number("<i")),
-        "K": lambda m: m.push(m.number("<B")),
+        "K": lambda m: m.push(m.byte()),
         "M": lambda m: m.push(m.number("<H")),
-        "\x8a": lambda m: m.push(int.from_bytes(m.sized("<B"), "little", signed=True)),
+        "\x8a": lambda m: m.push(int.from_bytes(m.take(m.byte()), "little", signed=True)),
         "\x8b": lambda m: m.push(int.from_bytes(m.sized("<i"), "little", signed=True)),
         "F": lambda m: m.push(float(m.line())),
         "G": lambda m: m.push(m.number(">d")),
         "S": _Machine.text_string,
         "T": lambda m: m.push(str(m.sized("<i"), "latin-1")),
-        "U": lambda m: m.push(str(m.sized("<B"), "latin-1")),
+        "U": lambda m: m.push(str(m.take(m.byte()), "latin-1")),
         "V": lambda m: m.push(m.line().decode("raw-unicode-escape")),
         "X": lambda m: m.push(str(m.sized("<I"), "utf-8", "surrogatepass")),
-        "\x8c": lambda m: m.push(str(m.sized("<B"), "utf-8", "surrogatepass")),
+        "\x8c": lambda m: m.push(str(m.take(m.byte()), "utf-8", "surrogatepass")),
         "\x8d": lambda m: m.push(str(m.sized("<Q"), "utf-8", "surrogatepass")),
         "B": lambda m: m.push(bytes(m.sized("<I"))),
-        "C": lambda m: m.push(bytes(m.sized("<B"))),
+        "C": lambda m: m.push(bytes(m.take(m.byte()))),
         "\x8e": lambda m: m.push(bytes(m.sized("<Q"))),
         "\x96": lambda m: m.push(bytes(m.sized("<Q"))),  # a bytearray comes as bytes
         "]": lambda m: m.push([]),
@@ -348,11 +356,11 @@ STEPS: dict[int, Callable[[_Machine], None]] = {
         "\x90": lambda m: m.add_items(m.pop_mark()),
         "\x91": lambda m: m.push(frozenset(check_key(value) for value in m.pop_mark())),
         "p": lambda m: m.remember(int(m.line())),
-        "q": lambda m: m.remember(m.number("<B")),
+        "q": lambda m: m.remember(m.byte()),
         "r": lambda m: m.remember(m.number("<I")),
         "\x94": lambda m: m.remember(len(m.memo)),
         "g": lambda m: m.recall(int(m.line())),
-        "h": lambda m: m.recall(m.number("<B")),
+        "h": lambda m: m.recall(m.byte()),
         "j": lambda m: m.recall(m.number("<I")),
         "c": _global,
         "\x93": _stack_global,
