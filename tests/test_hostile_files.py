@@ -20,6 +20,7 @@ import pytest
 from tests import foreign_writers as write
 from tests.damage import mutate
 from tests.foreign_writers import DIM, make_images
+from tests.msgpack_writer import packb
 from tests.test_binary_formats import CASES
 from vlbert_data.errors import RecordRejectedError, VlbError
 from vlbert_data.importers import child as child_module
@@ -166,6 +167,55 @@ def test_mutated_files_are_refused_or_give_sound_records(tmp_path: Path, name: s
             outcomes["taken"] += taken
             outcomes["refused"] += refused
     assert outcomes["refused whole"] + outcomes["refused"] > 10, outcomes
+
+
+# Numbers
+
+
+def odd_numbers(dtype: str) -> dict[str, Any]:
+    """Return numbers that are none, or that no image has; a signalling NaN makes numpy warn where others do not."""
+    bits = {"f2": ("u2", 0x7C01), "f4": ("u4", 0x7F800001), "f8": ("u8", 0x7FF0000000000001)}[dtype]
+    largest = np.finfo(dtype).max
+    return {
+        "signalling NaN": np.array(bits[1], bits[0]).view(dtype)[()],
+        **{"NaN": np.nan, "infinite": np.inf, "largest": largest, "least": -largest},
+    }
+
+
+@pytest.mark.parametrize("field", ["features", "boxes", "scores", "attribute_scores"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_odd_numbers_in_any_field_are_rejects_without_a_warning(tmp_path: Path, field: str, dtype: str) -> None:
+    names = {"features": "features", "boxes": "boxes", "scores": "obj_conf", "attribute_scores": "attr_conf"}
+    records = {"0": write.lxmert_arrays(IMAGES[0])}
+    for name, number in odd_numbers(dtype).items():
+        odd = write.lxmert_arrays(IMAGES[1])
+        odd[names[field]] = odd[names[field]].astype(dtype)
+        odd[names[field]][1] = number
+        records[name] = odd
+    importer = open_importer([str(write.write_pickles(tmp_path / "x", records))])
+    # The largest number of float16 is one that a feature may be.
+    assert check_outcomes(importer) == ((3, 3) if (field, dtype) == ("features", "f2") else (1, 5))
+    path = write.write_dense(tmp_path / "val36.hdf5", IMAGES)
+    for number in odd_numbers("f4").values():
+        for name in ("image_features", "image_bb", "spatial_features"):
+            write.write_dense(path, IMAGES)
+            with h5py.File(path, "a") as file:
+                file[name][1, 1] = number
+            taken, refused = check_outcomes(open_importer([str(path)]))
+            assert (taken, refused) == (3, 0) if name == "spatial_features" else (2, 1)
+
+
+@pytest.mark.parametrize("member", ["norm_bb", "features", "conf", "soft_labels"])
+def test_odd_numbers_in_uniters_arrays_are_rejects_without_a_warning(tmp_path: Path, member: str) -> None:
+    records = {b"0.npz": packb(write.uniter_members(IMAGES[0]))}
+    for dtype in ("f2", "f4", "f8"):
+        for name, number in odd_numbers(dtype).items():
+            odd = write.uniter_members(IMAGES[0])
+            odd[member] = odd[member].astype(dtype)
+            odd[member][1] = number
+            records[f"{dtype} {name}.npz".encode()] = packb(odd)
+    importer = open_importer([str(write.write_lmdb(tmp_path / "x", records))])
+    assert check_outcomes(importer) == ((3, 13) if member == "features" else (1, 15))
 
 
 # Code

@@ -21,7 +21,7 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
 from vlbert_data.importers.hdf5_inputs import describe, first_member, read_datasets
 from vlbert_data.importers.numbered import NumberedImporter, hash_files
-from vlbert_data.importers.record_dict import rows
+from vlbert_data.importers.record_dict import MAX_SIDE_PX, rows
 from vlbert_data.importers.safe_pickle import load_plain
 from vlbert_data.sources.files import read_start
 from vlbert_data.types import Array
@@ -34,6 +34,8 @@ MAX_MAP_BYTES = 1 << 30
 MAX_IMAGES = 100_000_000
 # How far, in pixels, a box may be from where its share of the image puts it.
 AGREEMENT_PX = 0.05
+# No box ends this near to the edge where it begins.
+TINY_SHARE = 1e-9
 
 
 def sniff(path: Path) -> str | None:
@@ -67,7 +69,12 @@ class DenseHdf5(NumberedImporter):
         first = describe(path, DATASETS[0])
         self._places: Array | None = None
         if PLACES in members:
-            self._places = read_datasets(path, [PLACES])[0].astype(np.int64)
+            places = read_datasets(path, [PLACES])[0]
+            if places.dtype.kind not in "iu" or places.ndim != 2 or places.shape[1] != 2:
+                raise ConfigError(
+                    f"{path}: {PLACES} are {places.dtype} {list(places.shape)}; expected two whole numbers an image."
+                )
+            self._places = places.astype(np.int64)
         count = int(first["shape"][0]) if self._places is None else len(self._places)
         map_path = find_map(path)
         self._ids = read_ids(map_path, count)
@@ -109,8 +116,6 @@ class DenseHdf5(NumberedImporter):
     def _rows(self, number: int) -> list[Array]:
         start, stop = number, number + 1
         if self._places is not None:
-            if self._places.ndim != 2 or self._places.shape[1] != 2:
-                raise RecordRejectedError("bad field", f"{PLACES} are {list(self._places.shape)}; expected two columns")
             start, stop = int(self._places[number, 0]), int(self._places[number, 1])
             if not 0 <= start < stop:
                 raise RecordRejectedError("bad field", f"{PLACES} say rows {start} to {stop}")
@@ -133,15 +138,15 @@ def stated_size(boxes: Array, shares: Array) -> tuple[int, int] | None:
 
     boxes: [R, 4] pixels. shares: [R, 6], the same divided by width and height.
     """
+    if not len(boxes) or not np.isfinite(boxes).all() or not np.isfinite(shares).all():
+        return None
     size = []
     for side in (0, 1):
-        pixels = np.asarray(boxes[:, [side, side + 2]], np.float64).ravel()
-        share = np.asarray(shares[:, [side, side + 2]], np.float64).ravel()
-        widest = int(pixels.argmax()) if len(pixels) else 0
-        if not len(pixels) or not np.isfinite(pixels).all() or not np.isfinite(share).all() or share[widest] <= 0:
-            return None
-        found = round(float(pixels[widest] / share[widest]))
-        if not 1 <= found < 2**31 or (np.abs(share * found - pixels) > AGREEMENT_PX).any():
+        pixels = boxes[:, [side, side + 2]].astype(np.float64).ravel()
+        share = shares[:, [side, side + 2]].astype(np.float64).ravel()
+        widest = int(pixels.argmax())
+        found = round(min(max(float(pixels[widest]) / max(float(share[widest]), TINY_SHARE), 0), MAX_SIDE_PX))
+        if not 1 <= found < MAX_SIDE_PX or (np.abs(share * found - pixels) > AGREEMENT_PX).any():
             return None
         size.append(found)
     return size[0], size[1]

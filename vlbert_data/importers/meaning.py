@@ -171,7 +171,8 @@ def to_pixels(boxes: Array, size_px: tuple[int, int], units: str) -> tuple[Array
     slack = np.full(4, CLAMPED_PX)
     pixels = np.asarray(boxes, np.float64)
     if units == "normalised":
-        pixels, slack = pixels * sides, np.maximum(slack, sides * CLAMPED_SHARE)
+        with np.errstate(over="ignore"):  # infinity is outside the image too
+            pixels, slack = pixels * sides, np.maximum(slack, sides * CLAMPED_SHARE)
     if (pixels < -slack).any() or (pixels > sides + slack).any():
         worst = np.concatenate([pixels.min(axis=0)[:2], pixels.max(axis=0)[2:]])
         hint = " Are width and height swapped?" if (pixels <= sides[::-1] + slack[::-1]).all() else ""

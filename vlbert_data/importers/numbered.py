@@ -173,7 +173,7 @@ def _attributes(records: Sequence[RawRecord]) -> LabelConvention:
             return ABSENT
         return LabelConvention(targets="soft", num_classes=columns, background=background, space=ATTRIBUTE_SPACE)
     scores = [record.attribute_scores for record in records if record.attribute_scores is not None]
-    if not any(bool(part.any()) for part in scores):
+    if not any(bool((part != 0).any()) for part in scores):
         return ABSENT
     return LabelConvention(targets="hard", num_classes=NUM_ATTRIBUTES, background="none", space=ATTRIBUTE_SPACE)
 

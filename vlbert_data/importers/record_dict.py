@@ -35,6 +35,8 @@ NAMES = {
 # What VinVL's extractor appends to its 2048 features: normalised corners, width and height of the box.
 VINVL_DIM, GEOMETRY_DIM = 2054, 6
 MAX_SIDE_PX = 2**31
+# What float16 may add to a confidence of 1.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +174,23 @@ def rows(value: Any, what: str, num_rois: int, num_columns: int | None) -> Array
     if not fits or (num_columns and array.shape[1] != num_columns) or 0 in array.shape[1:]:
         expected = " x ".join("any" if side is None else str(side) for side in shape)
         raise RecordRejectedError("wrong length", f"{what} are {list(array.shape)}; expected {expected}")
+    return array
+
+
+def confidences(value: Any, what: str, num_rois: int) -> Array:
+    """Return float [num_rois], each in 0..1 but for what rounding adds.
+
+    Raises:
+        RecordRejectedError: no array of floating numbers of that length, or a number that is no confidence.
+    """
+    array = rows(value, what, num_rois, 0)
+    if not np.isfinite(array).all():
+        raise RecordRejectedError("not finite", f"{what} holds NaN or infinity")
+    if array.size and (float(array.min()) < 0 or float(array.max()) > 1 + ROUNDING):
+        raise RecordRejectedError(
+            "not a probability",
+            f"{what} ranges over {float(array.min()):.4g} .. {float(array.max()):.4g}; expected 0 to 1",
+        )
     return array
 
 

@@ -26,7 +26,7 @@ from vlbert_data.importers.lmdb_pages import lmdb_file, looks_like_lmdb
 from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
 from vlbert_data.importers.npy import ZIP_MAGIC, NpyLimits, loads_npz
 from vlbert_data.importers.plain_arrays import RefusedDataError
-from vlbert_data.importers.record_dict import RecordPlace, rows
+from vlbert_data.importers.record_dict import RecordPlace, confidences, rows
 from vlbert_data.sources.files import FileFacts, hash_file, read_start, unreadable
 
 NAME = "uniter-lmdb"
@@ -96,7 +96,7 @@ class UniterLmdb(LmdbImporter):
             raise RecordRejectedError("field missing", f"no {', '.join(missing)}")
         features = fields["features"]
         total = features.shape[0] if isinstance(features, np.ndarray) and features.ndim else 0
-        confidence = rows(fields["conf"], "conf", total, 0)
+        confidence = confidences(fields["conf"], "conf", total)
         count = self._counted[file].count(place.key, confidence)
         if count > total:
             raise RecordRejectedError("wrong length", f"{count} RoIs counted, {total} stored")

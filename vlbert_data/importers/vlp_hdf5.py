@@ -18,7 +18,7 @@ from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import FormatOptions, RawRecord
 from vlbert_data.importers.hdf5_inputs import NamedInputs, looks_like_hdf5, read_datasets
 from vlbert_data.importers.numbered import hash_files
-from vlbert_data.importers.record_dict import rows
+from vlbert_data.importers.record_dict import confidences, rows
 
 NAME = "vlp-hdf5"
 FEATURE_FILE = re.compile(r"(.*)_feat(.{3})\.h5")
@@ -102,5 +102,5 @@ class VlpHdf5(NamedInputs):
             boxes=boxes[:, :4],
             features=features,
             class_probs=rows(found[1], "class distributions", len(features), None),
-            confidence=boxes[:, 5],
+            confidence=confidences(boxes[:, 5], "the sixth column of boxes", len(features)),
         )
