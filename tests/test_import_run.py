@@ -357,7 +357,7 @@ def test_a_record_that_kills_or_holds_its_reader_costs_that_record() -> None:
         pattern=pattern,
         repeats=Repeats.among(hash_keys(importer.keys(), pattern)),
     )
-    outcomes = list(outcomes_apart(reading, 0, 8, silence_s=3.0))
+    outcomes = list(outcomes_apart(reading, 0, 8, silence_s=1.5))
     assert [outcome.number for outcome in outcomes] == list(range(8))
     assert [outcome.number for outcome in outcomes if outcome.image is None] == [0, 3, 5]
     assert {outcome.reject.reason for outcome in outcomes if outcome.reject} == {"reader crashed"}

@@ -41,6 +41,7 @@ def _one_child(reading: Reading, start: int, stop: int, silence_s: float) -> Ite
     child.start()
     send.close()
     try:
+        receive.recv()  # the child has started, which may take long on a busy machine
         while receive.poll(silence_s):
             answer = receive.recv()
             if isinstance(answer, VlbError):
@@ -57,6 +58,7 @@ def _one_child(reading: Reading, start: int, stop: int, silence_s: float) -> Ite
 def _read(send: Connection, reading: Reading, start: int, stop: int) -> None:
     """Send every outcome of the range; the child's whole life."""
     follow_parent()
+    send.send(None)
     try:
         for outcome in reading.outcomes(start, stop):
             send.send(outcome)

@@ -71,20 +71,12 @@ class Meaning:
         Raises:
             RecordRejectedError: a value that cannot be true, or that a shard cannot hold.
         """
-        num = len(record.boxes)
-        if num == 0:
-            raise RecordRejectedError("no RoI", "the record has no RoI")
-        if record.features.shape != (num, self.traits.feature_dim):
-            raise RecordRejectedError(
-                "wrong length", f"features are {list(record.features.shape)}; expected {[num, self.traits.feature_dim]}"
-            )
+        self._check_shapes(record)
         boxes, changes = to_pixels(record.boxes, size_px, self.traits.box_units)
         features = to_float16(record.features, what="features")
         confidence, ids, probs = self._labels(record)
         order = np.argsort(-confidence, kind="stable")
-        if (order[1:] > order[:-1]).all():
-            order = np.arange(num)
-        else:
+        if (order[1:] < order[:-1]).any():
             boxes, features, ids, probs = boxes[order], features[order], ids[order], probs[order]
         attribute_ids, attribute_probs = self._attributes(record)
         rois = RoiSet(
@@ -106,6 +98,15 @@ class Meaning:
             image_feature=self._image_feature(record, features),
         )
         return image, changes
+
+    def _check_shapes(self, record: RawRecord) -> None:
+        num = len(record.boxes)
+        if num == 0:
+            raise RecordRejectedError("no RoI", "the record has no RoI")
+        if record.features.shape != (num, self.traits.feature_dim):
+            raise RecordRejectedError(
+                "wrong length", f"features are {list(record.features.shape)}; expected {[num, self.traits.feature_dim]}"
+            )
 
     def _is_ordered(self) -> bool:
         return self.label_space is not None or self.traits.has_confidence
