@@ -103,7 +103,7 @@ def test_more_images_than_wanted_are_sampled_evenly_and_it_is_said(
     assert (data["shown"]["images"], data["shown"]["of"]) == (5, 24)
 
 
-def test_what_verifying_finds_stands_on_the_page_and_damaged_files_are_left_out(
+def test_what_verifying_finds_stands_on_the_page_and_damaged_images_are_left_out(
     vlb: Callable[..., Answer], folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "copy"
@@ -119,8 +119,14 @@ def test_what_verifying_finds_stands_on_the_page_and_damaged_files_are_left_out(
     assert (answer.code, "damaged: shard-00001.lmdb" in answer.out) == (1, True)
     data = data_of((tmp_path / "r.html").read_text())
     assert {finding["file"] for finding in data["verdict"]["findings"]} == {"shard-00001.lmdb"}
-    assert [int(image["id"]) for image in data["images"]] == [*range(8), *range(16, 24)]
-    assert data["shown"]["sound"] == 16
+    assert [int(image["id"]) for image in data["images"]] == [i for i in range(24) if i != 9]
+    assert data["shown"]["sound"] == 23
+    (out / "shard-00002.lmdb").write_bytes((out / "shard-00002.lmdb").read_bytes()[:-4096])
+    assert vlb("inspect-shard", out, "--verify", "--html", tmp_path / "r.html").code == 1
+    data = data_of((tmp_path / "r.html").read_text())
+    assert [int(image["id"]) for image in data["images"]] == [i for i in range(16) if i != 9]
+    alone = vlb("inspect-shard", out / "shard-00002.lmdb", "--verify", "--html", tmp_path / "r.html")
+    assert (alone.code, data_of((tmp_path / "r.html").read_text())["facts"]) == (1, None)
 
 
 def test_a_folder_that_cannot_be_opened_still_has_a_page_of_what_was_found(

@@ -26,6 +26,10 @@ from vlbert_data.types import check_image_rois
 FATAL = "so damaged that reading it ends the process"
 
 
+# What is said of a file whose hash differs. Its records are still judged one by one.
+CHANGED = "its bytes have changed since it was written"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """Something damaged: the file, the image if the damage lies in a record, and what is wrong."""
@@ -109,9 +113,7 @@ def _check_file(folder: Path, entry: FileEntry) -> list[Finding]:
         same = files.blake3_file(path) == entry.blake3
     except OSError as error:
         return [Finding(file=entry.file, image_id=None, problem=f"cannot be read: {error.strerror}")]
-    return (
-        [] if same else [Finding(file=entry.file, image_id=None, problem="its bytes have changed since it was written")]
-    )
+    return [] if same else [Finding(file=entry.file, image_id=None, problem=CHANGED)]
 
 
 def _check_folder(folder: Path) -> list[Finding]:

@@ -16,7 +16,7 @@ from vlbert_data.errors import ShardError
 from vlbert_data.manifest import FILE_NAME as MANIFEST
 from vlbert_data.report import Images, facts, spread
 from vlbert_data.types import Array, ImageRois
-from vlbert_data.verify import Verdict
+from vlbert_data.verify import CHANGED, Verdict
 
 # Of the classes stored with a RoI, so many of the likeliest are shown.
 CLASSES_SHOWN = 5
@@ -54,12 +54,8 @@ def make_page(path: Path, wanted: Wanted, advance: Callable[[int], None] = lambd
     """
     title, damaged = f"{path.name} · shard report", wanted.verdict is not None and not wanted.verdict.sound
     verdict = None if wanted.verdict is None else verdict_facts(wanted.verdict)
-    try:
-        images = Images.open(path)
-    except ShardError:
-        if not damaged:
-            raise
-        # Nothing in it can be relied on: the page says what was found, and nothing else.
+    images = _open(path) if damaged else Images.open(path)
+    if images is None:
         page = render(title, SCRIPTS, {"path": str(path), "verdict": verdict, "facts": None}, [])
         return ShardPage(html=page, shown=0, of=0, pictures=0)
     among = _sound_images(images, wanted.verdict)
@@ -79,16 +75,32 @@ def make_page(path: Path, wanted: Wanted, advance: Callable[[int], None] = lambd
     return ShardPage(html=render(title, SCRIPTS, data, pictures), shown=len(records), of=len(images), pictures=count)
 
 
+def _open(path: Path) -> Images | None:
+    """Return a damaged folder where its manifest and index can be read, else None, as for a damaged shard file.
+
+    A single file is not opened: without an index lmdb itself would search it, and damage could end this process.
+    """
+    try:
+        return Images.open(path) if path.is_dir() else None
+    except ShardError:
+        return None
+
+
 def _sound_images(images: Images, verdict: Verdict | None) -> Array:
-    """Return int64, rising: the images in files of which the verdict says nothing bad."""
+    """Return int64, rising: the images whose records the verdict has read and found good."""
     everything = np.arange(len(images))
     if verdict is None or verdict.sound:
         return everything
-    damaged = {finding.file for finding in verdict.findings}
-    if images.folder is None or MANIFEST in damaged or images.folder.manifest.index.file in damaged:
+    assert images.folder is not None, "a damaged file is not opened"
+    index, manifest = images.folder.index, images.folder.manifest
+    unread = {finding.file for finding in verdict.findings if finding.image_id is None and finding.problem != CHANGED}
+    if {MANIFEST, manifest.index.file} & {finding.file for finding in verdict.findings}:
         return everything[:0]
-    is_damaged = np.array([entry.file in damaged for entry in images.folder.manifest.shards])
-    sound: Array = everything[~is_damaged[images.folder.index.shard]]
+    is_read = np.array([entry.file not in unread for entry in manifest.shards])[index.shard]
+    for finding in verdict.findings:
+        if finding.image_id is not None and (image := index.find(finding.image_id)) is not None:
+            is_read[image] = False
+    sound: Array = everything[is_read]
     return sound
 
 

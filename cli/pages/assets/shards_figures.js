@@ -73,6 +73,7 @@ function findings() {
 }
 
 function tiles() {
+  const norm = facts.sample.features.mean_norm;
   const space = facts.label_space,
     total = Math.max(facts.num_images, 1);
   const seen = facts.sample.classes.length;
@@ -94,7 +95,7 @@ function tiles() {
     tile(
       "Features",
       `${number(facts.feature_dim)}`,
-      `${facts.feature_dtype}, mean norm ` + number(facts.sample.features.mean_norm ?? 0, 1),
+      facts.feature_dtype + (norm === undefined ? "" : `, mean norm ${number(norm, 1)}`),
     ),
     tile(
       "On disk",
@@ -220,7 +221,9 @@ function classChart(classes) {
       { class: "sum" },
       classes.length
         ? `${plural(classes.length, "class", "classes")} of ${plural(total, "RoI")}; choose to filter`
-        : "no class is stored",
+        : facts.label_space
+          ? "nothing to count"
+          : "no class is stored",
     ),
     el("div", { class: "ranks", tabindex: rows.length > 5 ? 0 : null, role: "group", "aria-label": "Classes" }, rows),
   );

@@ -322,9 +322,9 @@ function gallery() {
       ? "all images"
       : `${number(shown.images)} of ${plural(shown.of, "image")}` +
         (shown.images < shown.sound ? ", spread evenly (--html-images)" : "") +
-        (shown.sound < shown.of ? ", those in damaged files left out" : "");
-  const seen =
-    shown.pictures === shown.images ? shown.from : `${shown.from}; ${number(shown.images - shown.pictures)} have none`;
+        (shown.sound < shown.of ? ", damaged ones left out" : "");
+  const without = shown.pictures ? shown.images - shown.pictures : 0;
+  const seen = without ? `${shown.from}; ${number(without)} have none` : shown.from;
   return el(
     "section",
     { id: "gallery", tabindex: -1, "aria-labelledby": "pictures-title" },
