@@ -212,6 +212,9 @@ def test_the_page_asks_no_network_logs_nothing_and_can_be_read(browser: Browser,
     assert faint_texts(browser) == []
     assert unnamed_controls(browser) == []
     assert browser.script("return [...document.images].every((image) => image.alt)")
+    stated = browser.script("return Number(document.documentElement.dataset.bytes)")
+    assert stated == pytest.approx(page.stat().st_size, rel=0.01)
+    assert f"{stated / 1000:.1f} kB" in browser.script("return document.querySelector('footer').textContent")
     assert browser.log() == []
     assert browser.requests() == [page.as_uri()]
     assert browser.script("return fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"

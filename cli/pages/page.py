@@ -37,8 +37,11 @@ def render(title: str, scripts: tuple[str, ...], data: Mapping[str, Any], pictur
         "data": safe_json({**data, "version": __version__}),
         "pictures": safe_json(coded),
     }
+    template = asset("page.html")
+    # The page says its own size, near enough: what is put in and what it is put into.
+    parts["bytes"] = str(len(template) + sum(map(len, parts.values())))
     # One pass, so that braces in what was put in stay as they are.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html")).encode(errors="replace")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template).encode(errors="replace")
 
 
 def save(path: Path, page: bytes) -> None:

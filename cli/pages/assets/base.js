@@ -63,6 +63,13 @@ function tile(name, value, note) {
   return el("div", { class: "tile" }, el("dt", null, name), el("dd", null, value, ...more));
 }
 
+/** Return the last lines of a page: what made it, and what the reader should know. */
+function footer(command, hint) {
+  const bytes = size(Number(document.documentElement.dataset.bytes));
+  const made = `Made by vlb ${data.version} ${command}. Everything is in this file, ${bytes}; it asks no network for anything. `;
+  return el("footer", null, made + hint);
+}
+
 function themeButton() {
   const kinds = ["light dark", "light", "dark"];
   const names = ["◐ As the system", "○ Light", "● Dark"];

@@ -306,12 +306,7 @@ document
   .getElementById("page")
   .append(
     el("main", null, ...[head(), namedWords(), gallery()].filter(Boolean)),
-    el(
-      "footer",
-      null,
-      `Made by vlb ${data.version} evaluate. Everything is in this file; it asks no network for anything. ` +
-        "Point at a row, a word or a box; arrow keys move, Enter opens the example, ← and → leaf.",
-    ),
+    footer("evaluate", "Point at a row, a word or a box; arrow keys move, Enter opens the example, ← and → leaf."),
   );
 const openLarge = largeView(() => visible, drawLarge);
 lazily(cards, drawCard);

@@ -344,12 +344,7 @@ document
   .getElementById("page")
   .append(
     el("main", null, head(), ...(facts ? [charts(), factSection(), gallery()] : [])),
-    el(
-      "footer",
-      null,
-      `Made by vlb ${data.version} inspect-shard. Everything is in this file; it asks no network for anything. ` +
-        "Point at a row or a box; arrow keys move, Enter opens the image, ← and → leaf.",
-    ),
+    footer("inspect-shard", "Point at a row or a box; arrow keys move, Enter opens the image, ← and → leaf."),
   );
 const openLarge = largeView(() => visible, drawLarge);
 const redraw = lazily(cards, drawCard);
