@@ -10,8 +10,6 @@ beside that of always answering the most frequent class, and keeps the curve in 
 import argparse
 import hashlib
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS, SCRATCH, circumstances, real_data
+
 NUM_ASIDE = 46
-RESULTS = Path(__file__).parent / "results"
-BESIDE = Path(__file__).parents[2] / "shared" / "realdata"
 
 
 def main() -> None:
@@ -39,11 +37,11 @@ def main() -> None:
         *("--tokenizer", options.vocabulary, "--preset", "tiny", "--out", run, *changes),
     )
     seconds = time.monotonic() - begin
-    report = json.loads(vlb("evaluate", run, "--shards", folder / "aside", "--corpus", folder / "text", "--json"))
+    report = json.loads(vlb("evaluate", run, "--shards", folder / "aside", "--json"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    result = summary(report, seconds, [line for line in lines if line["kind"] == "validation"], options.set)
+    result = summary(report, seconds, [line for line in lines if line["kind"] == "validation"])
     say(result)
-    if not options.set:
+    if not options.set and not options.dry:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "coco_tiny.json").write_text(json.dumps(result, indent=1) + "\n")
         (RESULTS / "coco_tiny.svg").write_text(curve_svg(result))
@@ -72,10 +70,11 @@ def vlb(*args: object) -> str:
     return done.stdout
 
 
-def summary(report: dict[str, Any], seconds: float, curve: list[dict[str, Any]], changes: list[str]) -> dict[str, Any]:
+def summary(report: dict[str, Any], seconds: float, curve: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what is kept."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
+        "benchmark": "coco_tiny",
+        **circumstances(),
         "masked_roi_accuracy": report["rois"]["accuracy"],
         "most_frequent_class": report["roi_baseline"],
         "most_frequent_class_name": report["roi_baseline_class"],
@@ -83,9 +82,6 @@ def summary(report: dict[str, Any], seconds: float, curve: list[dict[str, Any]],
         "masked_word_accuracy": report["words_with_image"]["accuracy"],
         "visual_gain": report["visual_gain"],
         "seconds_of_training": round(seconds, 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": commit.stdout.strip(),
-        "command": "python -m benchmarks.coco_tiny " + " ".join(f"--set {change}" for change in changes),
         "curve": [
             {"step": line["step"], "masked_roi_accuracy": line["rois_accuracy"], "loss": line["loss"]} for line in curve
         ],
@@ -128,13 +124,13 @@ def curve_svg(result: dict[str, Any], width: int = 480, height: int = 240) -> st
 
 def parse() -> argparse.Namespace:
     """Return the options."""
-    data = Path(os.environ.get("VLB_REAL_DATA", BESIDE))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", type=Path, default=data / "coco")
-    parser.add_argument("--text", type=Path, default=data / "text" / "wikitext-2")
-    parser.add_argument("--vocabulary", type=Path, default=data / "vocab" / "tokenizer.json")
-    parser.add_argument("--describer", type=Path, default=data / "weights" / "mobilenetv2")
-    parser.add_argument("--scratch", type=Path, default=Path(".bench/coco_tiny"))
+    parser.add_argument("--coco", type=Path, default=real_data("coco"))
+    parser.add_argument("--text", type=Path, default=real_data("text", "wikitext-2"))
+    parser.add_argument("--vocabulary", type=Path, default=real_data("vocab", "tokenizer.json"))
+    parser.add_argument("--describer", type=Path, default=real_data("weights", "mobilenetv2"))
+    parser.add_argument("--scratch", type=Path, default=SCRATCH / "coco_tiny")
+    parser.add_argument("--dry", action="store_true", help="print the figures and keep no file of them")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe; keeps no results")
     return parser.parse_args()
 
