@@ -316,7 +316,8 @@ def test_a_loss_that_is_not_finite_stops_before_its_step_and_the_run_goes_on_wit
     step = max(last)
     message = str(caught.value)
     assert message.startswith(f"step {step}: loss or gradient is not finite (losses: words_with_image ")
-    assert "This step was not taken. Its examples: " in message
+    assert f"This step was not taken. Its examples: {data.shards} image " in message
+    assert f"{data.corpus} window " in message
     assert message.endswith(f"The last checkpoint is {last[step]}.")
     trainer.resume(last[min(last)], changed("optim.peak_lr=1e-4", "optim.weight_decay=0"), WORLD, Watch())
 

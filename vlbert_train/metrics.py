@@ -22,6 +22,9 @@ from vlbert_train.run_folder import RunFolder, explain_disk
 # What is asked: masked words of captions, masked words of text-only examples, masked RoIs.
 TASKS = ("words_with_image", "words_of_text", "rois")
 
+# Of a step that was refused; the others follow from the step's number.
+EXAMPLES_NAMED = 16
+
 
 class NonFiniteError(VlbError):
     """A loss or a gradient that is not a number; training stops before the step is taken."""
@@ -46,10 +49,13 @@ class StepRecord:
 
 
 class Window:
-    """Sums steps until `close` makes a line of them."""
+    """Sums steps until `close` makes a line of them. name_of: what a person calls an example, by its number."""
 
-    def __init__(self, world: World, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, world: World, clock: Callable[[], float] = time.perf_counter, name_of: Callable[[int], str] = str
+    ) -> None:
         self._world = world
+        self._name_of = name_of
         self._clock = clock
         self._records: list[StepRecord] = []
         self._begin = clock()
@@ -83,10 +89,12 @@ class Window:
     def _describe(self, record: StepRecord, losses: Sequence[float], norm: float) -> str:
         pairs = zip(TASKS, losses, record.counts, strict=True)
         means = ", ".join(f"{name} {loss / count if count else 0.0:.6g}" for name, loss, count in pairs)
+        names = [self._name_of(number) for number in record.example_ids[:EXAMPLES_NAMED]]
+        more = f" and {len(record.example_ids) - len(names)} more" if len(record.example_ids) > len(names) else ""
         rank = f" on rank {self._world.rank}" if self._world.size > 1 else ""
         return (
             f"step {record.step}{rank}: loss or gradient is not finite (losses: {means}; gradient norm {norm:.6g}). "
-            f"This step was not taken. Its examples: {', '.join(str(number) for number in record.example_ids)}. "
+            f"This step was not taken. Its examples: {', '.join(names)}{more}. "
             "Look at their features with vlb inspect-shard, or lower optim.peak_lr."
         )
 

@@ -247,7 +247,7 @@ class _Loop:
     _window: Window = field(init=False)
 
     def __post_init__(self) -> None:
-        self._window = Window(self.session.world)
+        self._window = Window(self.session.world, name_of=self.session.supply.example_name)
 
     def run(self, loader: Loader) -> Outcome:
         """Return how it ended."""
