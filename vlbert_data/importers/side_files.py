@@ -7,7 +7,7 @@ a list's entry is found under its id, and under its file name with and without f
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError
@@ -27,7 +27,7 @@ def aliases(name: str | int) -> Iterator[str]:
     plain = _IMAGE_ENDING.sub("", text)
     yield plain
     # Archives are written `train_image.zip@/00000000.jpg`.
-    base = PurePosixPath(plain.replace("@/", "/")).name
+    base = plain.rpartition("/")[2]
     yield base
     yield _ENDING.sub("", base)
 
