@@ -16,7 +16,7 @@ import pytest
 from tests import foreign_writers as write
 from tests.foreign_writers import DIM, Image, make_images
 from vlbert_data.errors import ConfigError, VlbError
-from vlbert_data.importers import dense_hdf5, loose_files, uniter_lmdb
+from vlbert_data.importers import dense_hdf5, loose_files, uniter_counts, uniter_lmdb
 from vlbert_data.importers.base import Importer, RawRecord
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.meaning import Meaning
@@ -293,6 +293,46 @@ def test_uniter_counts_by_the_rule_in_its_folders_name(tmp_path: Path, folder: s
     assert "rule" in importer.facts()["roi_counts"][0]
 
 
+BAD_COUNTS = (
+    *(
+        "",
+        "[1]",
+        "{",
+        "{}x",
+        '{"a": 1',
+        '{"a": 1,}',
+        '{"a": 1}{',
+        '{"a": 1} x',
+        '{"a": "b"}',
+        '{"a": true}',
+        '{"a": 1.5}',
+    ),
+    *(
+        '{"a": 0}',
+        '{"a": -1}',
+        '{"a": 70000}',
+        '{"a": 1, "a": 2}',
+        "{a: 1}",
+        '{"\\ud800": 1}',
+        '{"\\x": 1}',
+        "[" * 100_000,
+    ),
+    *('{"' + "a" * 3_000_000 + '": 1}', '{"a": {"b": 1}}'),
+)
+
+
+def test_counts_come_out_as_json_reads_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    names = [f"coco_{number:012d}.npz" for number in range(150_000)] + ['sn\u00f6w "q" \\.npz']
+    counts = {name: int(number) for name, number in zip(names, rng.integers(1, 101, len(names)), strict=True)}
+    for text in (json.dumps(counts), json.dumps(counts, indent=1), json.dumps(counts, ensure_ascii=False) + "\n"):
+        (tmp_path / "nbb_x.json").write_text(text)
+        found = uniter_counts.find_counts(tmp_path)
+        asked = [*names[::997], names[-1]]
+        assert [found.count(name, np.zeros(0)) for name in asked] == [counts[name] for name in asked]
+        assert found.numbers is not None and int(found.numbers.sum()) == sum(counts.values())
+
+
 def test_uniter_rejects_what_its_counts_do_not_fit(tmp_path: Path) -> None:
     path = write.write_uniter(tmp_path / "x", IMAGES)
     counts = {f"{IMAGES[0].key}.npz": 21, f"{IMAGES[1].key}.npz": 12}
@@ -300,7 +340,7 @@ def test_uniter_rejects_what_its_counts_do_not_fit(tmp_path: Path) -> None:
     importer = open_importer([str(path)])
     reasons = sorted(out.reason for out in importer.read(0, 4) if isinstance(out, SourceReject))
     assert reasons == ["field missing", "field missing", "wrong length"]
-    for text in ("[1]", '{"a": "b"}', '{"a": true}', "{", "[" * 100_000):
+    for text in BAD_COUNTS:
         (path / "nbb_th0.2_max100_min10.json").write_text(text)
         with pytest.raises(ConfigError, match=r"nbb_th0\.2_max100_min10\.json: "):
             uniter_lmdb.UniterLmdb([path])

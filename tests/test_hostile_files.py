@@ -393,6 +393,18 @@ def test_soft_links_and_packed_data_inside_a_file_are_fine(tmp_path: Path) -> No
     assert isinstance(record, RawRecord) and record.features.tobytes() == IMAGES[0].features.tobytes()
 
 
+def test_names_that_are_no_utf8_are_rejects_at_most(tmp_path: Path) -> None:
+    folder = write.write_milvlg(tmp_path / "npz", IMAGES)
+    (folder / f"{IMAGES[0].key}.npz").rename(folder / os.fsdecode(b"\xff.npz"))
+    path = write.write_groups(tmp_path / "a.h5", IMAGES)
+    with h5py.File(path, "a") as file:
+        file.move(IMAGES[0].key, b"\xff")
+    loose = open_importer([str(folder)])
+    assert [out.key for out in loose.read(0, 3) if isinstance(out, RawRecord)] == list(loose.keys())
+    assert sorted(loose.keys())[-1] == os.fsdecode(b"\xff")
+    assert check_outcomes(open_importer([str(path)])) == (2, 1)
+
+
 # Processes
 
 

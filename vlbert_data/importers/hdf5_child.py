@@ -5,6 +5,7 @@ but numbers are refused, and so is a data set that unpacks to far more than is s
 """
 
 import math
+import os
 from collections import OrderedDict
 from pathlib import PurePosixPath
 from typing import Any
@@ -53,7 +54,9 @@ class Files:
             case "describe":
                 return describe(find(file, request["name"])), []
             case "read":
-                return {}, [read(find(file, name), rows, request["max_bytes"]) for name, rows in request["items"]]
+                return {}, [
+                    read(find(file, name), name[:80], rows, request["max_bytes"]) for name, rows in request["items"]
+                ]
         raise UnreadableError(f"no such request: {request['op']}.")
 
 
@@ -69,7 +72,8 @@ def find(file: Any, name: str) -> Any:
         part = parts.pop(0)
         if not isinstance(found, h5py.Group):
             raise UnreadableError(f"{at} is no group, so there is no {name[:80]} in the file.")
-        link = found.get(part, getlink=True)
+        step = os.fsencode(part)
+        link = found.get(step, getlink=True)
         if link is None:
             raise UnreadableError(f"there is no {name[:80]} in the file.")
         if isinstance(link, h5py.ExternalLink):
@@ -86,7 +90,7 @@ def find(file: Any, name: str) -> Any:
                 found, at = file["/"], PurePosixPath("/")
             parts = target + parts
             continue
-        found, at = found[part], at / part
+        found, at = found[step], at / part
     return found
 
 
@@ -96,7 +100,7 @@ def names(group: Any) -> Answer:
         raise UnreadableError("not a group.")
     if len(group) > MAX_NAMES:
         raise UnreadableError(f"{len(group)} names in one group; at most {MAX_NAMES} are read.")
-    encoded = [name.encode("utf-8", "surrogateescape") for name in group]
+    encoded = [os.fsencode(name) for name in group]  # h5py gives a name that is no UTF-8 as bytes
     ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
     return {}, [np.frombuffer(b"".join(encoded), np.uint8), ends]
 
@@ -108,22 +112,21 @@ def describe(found: Any) -> dict[str, Any]:
         return {
             "kind": "group",
             "count": len(found),
-            "first": [str(name).encode("utf-8", "replace").decode() for name in first],
+            "first": [os.fsdecode(name) for name in first],
         }
     if isinstance(found, h5py.Dataset):
         return {"kind": "dataset", "shape": list(found.shape or ()), "dtype": found.dtype.str}
     return {"kind": "other"}
 
 
-def read(found: Any, rows: list[int] | None, max_bytes: int) -> Array:
-    """Return a data set, or its rows from rows[0] to rows[1] - 1.
+def read(found: Any, where: str, rows: list[int] | None, max_bytes: int) -> Array:
+    """Return a data set, or its rows from rows[0] to rows[1] - 1; `where` names it.
 
     Raises:
         UnreadableError: it is not one of numbers in this file, or is too large.
     """
     if not isinstance(found, h5py.Dataset):
         raise UnreadableError("a group where a data set is expected.")
-    where = str(found.name)[:80]
     if found.is_virtual or found.external:
         raise UnreadableError(f"the data of {where} lie in other files, which are not opened.")
     if found.dtype.kind not in "fiub" or found.shape is None:

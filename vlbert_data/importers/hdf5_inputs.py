@@ -4,7 +4,6 @@ Promise: no library of HDF5 runs in this process, see `child`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.child import shared_child
+from vlbert_data.importers.names import Names
 from vlbert_data.importers.numbered import NumberedImporter, place_in
 from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.types import Array
@@ -20,21 +20,6 @@ from vlbert_data.types import Array
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # Features of a thousand RoIs in float64 take 16 MB.
 MAX_DATASET_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Names of a group in the order of the file: UTF-8 one after another, and int64 [n], where each ends."""
-
-    text: bytes
-    ends: Array
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, number: int) -> str:
-        start = int(self.ends[number - 1]) if number else 0
-        return self.text[start : int(self.ends[number])].decode("utf-8", "backslashreplace")
 
 
 def looks_like_hdf5(path: Path) -> bool:
@@ -116,7 +101,7 @@ class NamedInputs(NumberedImporter):
     def keys(self) -> Iterator[str]:
         """Yield the names."""
         for names in self._names:
-            yield from (names[row] for row in range(len(names)))
+            yield from names
 
     def where(self, number: int) -> str:
         """Return file and name."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.names import Names
 from vlbert_data.importers.numbered import NumberedImporter
 from vlbert_data.sources.files import require_folder
 
@@ -30,12 +31,14 @@ class LooseFiles(NumberedImporter):
             raise ConfigError(f"{len(paths)} inputs of the format {name}; give the one folder that all files are in.")
         self._folder = require_folder(paths[0])
         self._format = name
-        self.names = sorted(
-            file.relative_to(self._folder).as_posix()
-            for file in self._folder.rglob(f"*{ending}")
-            if self.is_input(file.name)
+        self.names = Names.of(
+            sorted(
+                file.relative_to(self._folder).as_posix()
+                for file in self._folder.rglob(f"*{ending}")
+                if self.is_input(file.name)
+            )
         )
-        if not self.names:
+        if not len(self.names):
             raise ConfigError(f"{self._folder}: no file of the format {name}. Expected names that end in {ending}.")
 
     def is_input(self, name: str) -> bool:
