@@ -5,13 +5,16 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from source_inputs import everything, items, photo, rejects, write_jsonl, write_photos, write_tar
 
+from vlbert_data.detect.annotations import CocoAnnotations
+from vlbert_data.detect.base import DecodedImage
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.sources import base, coco, files
+from vlbert_data.sources import base, coco, files, tar_members
 from vlbert_data.sources.base import InlineImage
 from vlbert_data.sources.open import open_source
 
@@ -115,6 +118,60 @@ def test_a_member_that_claims_more_than_the_archive_has_is_damage(tmp_path: Path
     found = everything(open_source([path]))
     assert found[-1].reason == "damaged archive"  # type: ignore[union-attr]
     assert "inside the member bomb.jpg" in found[-1].detail  # type: ignore[union-attr]
+
+
+def test_an_archive_of_endless_members_is_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_members, "MOST_MEMBERS", 4)
+    files_of = [(f"{number}.{ending}", photo()) for number in range(3) for ending in ("jpg", "txt")]
+    members, damage = tar_members.list_members(write_tar(tmp_path / "x.tar", files_of))
+    assert len(members) == 4
+    assert damage == "it has more than 4 files; split it"
+
+
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 12, "height": 8}
+BOX = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": ["x"]},
+        {"annotations": [[]]},
+        {"annotations": [BOX | {"bbox": None}]},
+        {"annotations": [BOX | {"bbox": [1, 2, 3]}]},
+        {"annotations": [BOX | {"bbox": ["a"] * 4}]},
+        {"annotations": [BOX | {"category_id": [3]}]},
+        {"annotations": [BOX | {"image_id": {}}]},
+        {"annotations": [{}]},
+        {"images": [IMAGE | {"width": float("inf")}]},
+        {"images": [IMAGE | {"id": [1]}]},
+        {"images": [7]},
+        {"categories": [{"id": float("inf"), "name": "x"}]},
+        {"categories": [{"id": 3, "name": "\ud800"}]},
+        {"categories": [3]},
+        {"categories": []},
+    ],
+)
+def test_instances_that_are_not_as_coco_writes_them_are_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+    content = {"images": [IMAGE], "annotations": [BOX], "categories": [{"id": 3, "name": "cat"}]}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    CocoAnnotations(path, max_rois=5)
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(ConfigError):
+        CocoAnnotations(path, max_rois=5)
+
+
+def test_boxes_that_are_not_finite_are_left_out_and_counted(tmp_path: Path) -> None:
+    boxes = [BOX, BOX | {"bbox": [0, 0, float("inf"), 5]}, BOX | {"bbox": [float("nan"), 0, 5, 5]}]
+    content = {"images": [IMAGE], "annotations": boxes, "categories": [{"id": 3, "name": "cat"}]}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    detector = CocoAnnotations(path, max_rois=5)
+    image = DecodedImage(image_id="1", file_name="a.jpg", pixels=np.zeros((8, 12, 3), np.uint8))
+    (rois,) = detector.detect([image])
+    assert np.isfinite(rois.boxes).all()
+    assert rois.num_rois + sum(detector.counts().values()) == 3
 
 
 def test_an_image_of_too_many_bytes_in_a_table_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def _label_space(path: Path, content: dict[str, Any]) -> tuple[LabelSpace, dict[
     """Return the classes in the order of their ids, and the number of each id."""
     try:
         named = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{path}: a category without id or name ({error!r}).") from error
     number_of = {category: number for number, (category, _) in enumerate(named)}
     if len(number_of) != len(named):
@@ -219,6 +219,6 @@ def _images(
             by_id[str(image["id"])] = found
             if "file_name" in image:
                 by_name[Path(str(image["file_name"])).name] = found
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{path}: an image or annotation is not as COCO writes it ({error!r}).") from error
     return by_name, by_id

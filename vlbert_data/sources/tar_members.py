@@ -16,6 +16,8 @@ ZERO_BLOCK = bytes(BLOCK_BYTES)
 LONGEST_HEADER_DATA = 1 << 20
 # Digits of the largest number that a file size can be; longer ones are damage, not data.
 MOST_DIGITS = 19
+# Members kept in memory, some hundred bytes each; an archive of more is to be split.
+MOST_MEMBERS = 5_000_000
 
 REGULAR = b"\x0007"  # NUL (before POSIX), "0", "7" (contiguous)
 WITHOUT_DATA = b"123456"  # links, devices, folders, FIFOs: their size field says nothing
@@ -87,6 +89,8 @@ def _scan(handle: int, members: list[TarMember]) -> None:
             raise TarDamageError(f"the member {name} is stored as a sparse file, which cannot be read in one piece")
         elif kind not in (PAX_GLOBAL, GNU_LONG_LINK):
             if kind in REGULAR and not name.endswith("/"):
+                if len(members) == MOST_MEMBERS:
+                    raise TarDamageError(f"it has more than {MOST_MEMBERS} files; split it")
                 members.append(TarMember(name, start, num_bytes))
             long_name, pax = None, {}
 
