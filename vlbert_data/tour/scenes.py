@@ -55,21 +55,21 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """pixels: uint8 [96, 128, 3]. things: two to four; no two share a colour or a shape, and none hides another."""
+    """pixels: uint8 [96, 128, 3]. things: at most four; no two share a colour or a shape, and none hides another."""
 
     pixels: Array
     things: tuple[Thing, ...]
 
 
-def make_scene(seed: int, number: int) -> Scene:
-    """Return scene `number` of the world that `seed` stands for."""
+def make_scene(seed: int, number: int, *, most: int = MOST_SHAPES) -> Scene:
+    """Return scene `number` of the world that `seed` stands for, with two to `most` things."""
     rng = np.random.default_rng((seed, number))
     canvas = _ground(rng)  # float32 [96, 128, 3], 0..255
     things: list[Thing] = []
     colours, shapes = rng.permutation(list(COLOURS)), rng.permutation(SHAPES)
     sizes = rng.choice(list(SIZES_PX), MOST_SHAPES)
     taken: list[tuple[int, int, int]] = []
-    for place in range(int(rng.integers(2, MOST_SHAPES + 1))):
+    for place in range(int(rng.integers(2, most + 1))):
         colour, shape, size = str(colours[place]), str(shapes[place]), str(sizes[place])
         side = int(rng.integers(*SIZES_PX[size]))
         corner = _free_corner(rng, side, taken)

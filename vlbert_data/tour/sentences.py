@@ -17,14 +17,12 @@ SIGNS = (*LETTERS, *"0123456789", *".,:;'-")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 # One thing lies left of another if it is at least this much further left, and more so than it is higher or lower.
 CLEAR_PX = 14.0
-# Alternatives to one another: to guess a word of a group without the picture is to guess among these.
+# Alternatives to one another, read off the picture. (Words of place are too, but comparing places is learned later.)
 WORD_GROUPS = {
     "colours": tuple(COLOURS),
     "shapes": SHAPES,
     "sizes": ("small", "large"),
     "numbers": tuple(NUMBERS.values()),
-    "sides": ("left", "right"),
-    "heights": ("above", "below"),
 }
 
 # What the world's texts know of colours and shapes, beside what they tell.
@@ -82,7 +80,7 @@ def make_document(rng: np.random.Generator) -> str:
     """Return a text of some lines: a little story of shapes that stay what they are, with a line of lore."""
     colours, shapes = rng.permutation(list(COLOURS)), rng.permutation(SHAPES)
     hero, friend = f"{colours[0]} {shapes[0]}", f"{colours[1]} {shapes[1]}"
-    size, side = str(rng.choice(WORD_GROUPS["sizes"])), str(rng.choice(WORD_GROUPS["sides"]))
+    size, side = str(rng.choice(WORD_GROUPS["sizes"])), str(rng.choice(("left", "right")))
     lines = [
         f"once there was a {size} {hero} that lived {side} of a {friend}.",
         f"the {shapes[0]} was {colours[0]} and {size}, the {shapes[1]} was {colours[1]}.",
