@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("cli.evaluate", "Measure a trained model: masked words with and without images, masked RoIs."),
     "convert-weights": ("cli.convert_weights", "Put the Visual Genome detector's weights and names into one folder."),
     "convert-checkpoint": ("cli.convert_checkpoint", "Turn a published VL-BERT checkpoint into our layout."),
+    "tour": ("cli.tour", "See everything work on a small made world, in a few minutes."),
     "completion": ("cli.completion", "Print the script by which bash, zsh or fish completes vlb's commands."),
 }
 

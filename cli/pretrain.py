@@ -34,7 +34,7 @@ ONLY_NEW = ("preset", "config_file", "init_from", "out")
 @click.option("--corpus", help="Folder of text-only examples, made by vlb build-corpus.")
 @click.option("--tokenizer", help="tokenizer.json, vocab.txt, a folder, or a name on the hub.")
 @click.option(
-    "--preset", shell_complete=complete_presets, help="Settings to begin with: tiny, vlbert-base, vlbert-large."
+    "--preset", shell_complete=complete_presets, help="Settings to begin with: tiny, tour, vlbert-base, vlbert-large."
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option(

@@ -110,7 +110,7 @@ def test_a_toml_file_with_a_typo_is_refused_with_its_name(tmp_path: Path) -> Non
 
 
 def test_an_unknown_preset_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ConfigError, match="there are tiny, vlbert-base, vlbert-large"):
+    with pytest.raises(ConfigError, match="there are tiny, tour, vlbert-base, vlbert-large"):
         config.preset("huge")
 
 

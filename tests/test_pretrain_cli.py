@@ -179,7 +179,7 @@ REFUSED = (
     (["--set", "optim.peak_lr=fast"], "optim.peak_lr is 'fast'; it must be a number"),
     (["--set", "masking.leakage=overlaps"], "masking.leakage is 'overlaps'; it must be one of"),
     (["--set", "run.steps=0"], "run.steps is 0; it must be from 1"),
-    (["--preset", "huge"], "there is no preset 'huge'; there are tiny, vlbert-base, vlbert-large"),
+    (["--preset", "huge"], "there is no preset 'huge'; there are tiny, tour, vlbert-base, vlbert-large"),
     (["--val-fraction", "2"], "data.val_fraction is 2.0; it must be from 0.0 to 0.9"),
     (["--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
 )
