@@ -223,6 +223,25 @@ def save_pvt(folder: Path) -> Path:
     return _save(folder, PvtModel(PvtConfig(image_size=64, **sizes)), _plain_processor())
 
 
+def save_bert(folder: Path, *, vocab_size: int) -> Path:
+    """A BERT with its heads, without a tokenizer."""
+    from transformers import BertConfig, BertForPreTraining
+
+    from vlbert_data.weights import quiet_transformers
+
+    torch.manual_seed(4)
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    with quiet_transformers():
+        BertForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
 def _plain_processor() -> object:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
