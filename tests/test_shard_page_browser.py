@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser, open_browser
@@ -10,7 +11,7 @@ from pages_world import HOSTILE, faint_texts, unnamed_controls, write_folder
 from cli.pages.page import save
 from cli.pages.shards import Wanted, make_page
 from vlbert_data.shards.folder import ShardFolder
-from vlbert_data.synthetic import FakeShards, class_names
+from vlbert_data.synthetic import FakeShards, class_names, write_shards
 from vlbert_data.types import ImageRois
 from vlbert_data.verify import verify
 
@@ -218,6 +219,25 @@ def test_the_page_asks_no_network_logs_nothing_and_can_be_read(browser: Browser,
     assert browser.log() == []
     assert browser.requests() == [page.as_uri()]
     assert browser.script("return fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
+
+
+@pytest.mark.parametrize(
+    "kind", [{"label_topk": 0}, {"num_rois": (0, 0)}, {"container": "hdf5"}, {"num_images": 1}], ids=str
+)
+def test_folders_of_every_kind_have_a_page_without_errors(
+    browser: Browser, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    folder = write_shards(tmp_path / "shards", **{"num_images": 3, **kind})
+    save(tmp_path / "page.html", make_page(folder, Wanted(most_images=10)).html)
+    browser.size(1400, 900)
+    browser.open(tmp_path / "page.html")
+    browser.script("document.getElementById('gallery').scrollIntoView()")
+    browser.wait_for("return document.querySelector('.card .open')")
+    browser.click(".card .open")
+    record = records(folder)[0]
+    assert browser.script("return document.querySelectorAll('dialog .row').length") == record.num_rois
+    assert browser.script("return document.querySelector('dialog li').textContent") == record.captions[0]
+    assert browser.log() == []
 
 
 def test_nothing_is_wider_than_a_narrow_window(browser: Browser, page: Path) -> None:
