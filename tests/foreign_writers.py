@@ -1,6 +1,7 @@
 """Small files of foreign formats, written as their projects write them, with what they hold told beside."""
 
 import base64
+import io
 import json
 import pickle
 from collections.abc import Sequence
@@ -134,8 +135,6 @@ def write_uniter(
     for image in images:
         members = uniter_members(image)
         if compressed:
-            import io
-
             stream = io.BytesIO()
             extra = {"allow_pickle": np.array(True)} if spurious else {}
             np.savez_compressed(stream, **members, **extra)
@@ -147,6 +146,14 @@ def write_uniter(
     if counts:
         numbers = {f"{image.key}.npz": len(image.boxes) for image in images}
         (folder / "nbb_th0.2_max100_min10.json").write_text(json.dumps(numbers))
+    return folder
+
+
+def write_uniter_npz(folder: Path, images: Sequence[Image]) -> Path:
+    """Write the file of each image as `generate_npz.py` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in images:
+        np.savez_compressed(folder / f"{image.key}.npz", **uniter_members(image))
     return folder
 
 

@@ -91,6 +91,12 @@ CASES = {
     "UNITER msgpack": Case("uniter-lmdb", of_uniter(), "first", **UNITER),
     "UNITER npz": Case("uniter-lmdb", of_uniter(compressed=True), "first", **UNITER),
     "UNITER npz, old numpy": Case("uniter-lmdb", of_uniter(compressed=True, spurious=True), "first", **UNITER),
+    "UNITER npz files": Case(
+        "uniter-npz",
+        lambda folder, images: write.write_uniter_npz(folder / "coco_train2014", images),
+        "first",
+        **UNITER,
+    ),
     "UNITER uncounted": Case("uniter-lmdb", of_uniter(counts=False), "first", **UNITER),
     "ViLBERT LMDB": Case("pickle-lmdb", of_pickles(write.vilbert_fields), "absent"),
     "ViLBERT LMDB, protocol 2": Case("pickle-lmdb", of_pickles(write.vilbert_fields, protocol=2), "absent"),

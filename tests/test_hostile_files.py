@@ -111,7 +111,7 @@ def test_mutated_values_of_lmdb_formats_are_refused_or_sound(tmp_path: Path, nam
     assert refused > MUTATIONS_A_VALUE_FORMAT // 5
 
 
-LOOSE_CASES = ["ViLBERT npy", "MMF npy", "MILVLG npz"]
+LOOSE_CASES = ["ViLBERT npy", "MMF npy", "MILVLG npz", "UNITER npz files"]
 
 
 @pytest.mark.parametrize("name", LOOSE_CASES)

@@ -18,6 +18,7 @@ FORMATS = {
     "vinvl": ("vlbert_data.importers.vinvl", "the features.tsv of VinVL and Oscar"),
     "scene-graph": ("vlbert_data.importers.scene_graph", "the predictions TSV of scene_graph_benchmark"),
     "uniter-lmdb": ("vlbert_data.importers.uniter_lmdb", "UNITER's LMDB, MessagePack or .npz"),
+    "uniter-npz": ("vlbert_data.importers.uniter_npz", "a folder of the .npz files of UNITER's extraction"),
     "pickle-lmdb": ("vlbert_data.importers.pickle_lmdb", "the LMDB of ViLBERT, VOLTA or MMF, a dict an image"),
     "tensorpack-lmdb": ("vlbert_data.importers.tensorpack_lmdb", "ViLBERT's or VOLTA's LMDB of Conceptual Captions"),
     "mmf-npy": ("vlbert_data.importers.mmf_npy", "a folder of MMF's or ViLBERT's .npy files"),

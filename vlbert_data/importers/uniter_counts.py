@@ -6,7 +6,7 @@ The file is one JSON map from names to numbers, millions of them; it is read in 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class Counts:
     name_hashes: Array | None = None
     numbers: Array | None = None
 
+    @staticmethod
+    def by_rule(rule: CountRule) -> "Counts":
+        """Return counts that follow a rule."""
+        return Counts(rule=rule, facts={"rule": asdict(rule)})
+
     def count(self, name: str, confidence: Array) -> int:
         """Return the number of RoIs of the image of that name that count.
 
@@ -83,9 +88,7 @@ def find_counts(folder: Path) -> Counts:
         facts = {"file": hash_file(found[0], name=found[0].name).as_json()}
         hashes, numbers = read_counts(found[0])
         return Counts(rule=CountRule(), facts=facts, name_hashes=hashes, numbers=numbers)
-    rule = rule_of(folder.absolute().name)
-    stated = {"least_confidence": rule.least_confidence, "fewest": rule.fewest, "most": rule.most}
-    return Counts(rule=rule, facts={"rule": stated})
+    return Counts.by_rule(rule_of(folder.absolute().name))
 
 
 def rule_of(name: str) -> CountRule:

@@ -24,7 +24,7 @@ from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
 from vlbert_data.importers.npy import ZIP_MAGIC, NpyLimits, loads_npz
 from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace, confidences, rows
-from vlbert_data.importers.uniter_counts import find_counts
+from vlbert_data.importers.uniter_counts import Counts, find_counts
 
 NAME = "uniter-lmdb"
 FIELDS = ("norm_bb", "features", "conf", "soft_labels")
@@ -66,25 +66,33 @@ class UniterLmdb(LmdbImporter):
 
     def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
         """Return the RoIs of a value that count."""
-        fields = unpack(value, place.where)
-        missing = [name for name in FIELDS if name not in fields]
-        if missing:
-            raise RecordRejectedError("field missing", f"no {', '.join(missing)}")
-        features = fields["features"]
-        total = features.shape[0] if isinstance(features, np.ndarray) and features.ndim else 0
-        confidence = confidences(fields["conf"], "conf", total)
-        count = self._counted[file].count(place.key, confidence)
-        if count > total:
-            raise RecordRejectedError("wrong length", f"{count} RoIs counted, {total} stored")
-        return RawRecord(
-            key=place.key,
-            where=place.where,
-            num_bytes=place.num_bytes,
-            boxes=rows(fields["norm_bb"], "norm_bb", total, 6)[:count, :4],
-            features=rows(features, "features", total, None)[:count],
-            class_probs=rows(fields["soft_labels"], "soft_labels", total, None)[:count],
-            confidence=confidence[:count],
-        )
+        return uniter_record(unpack(value, place.where), self._counted[file], place)
+
+
+def uniter_record(fields: Mapping[str, Any], counts: Counts, place: RecordPlace) -> RawRecord:
+    """Return the RoIs of one image's arrays that count.
+
+    Raises:
+        RecordRejectedError: an array is missing or disagrees with another, or fewer RoIs are stored than count.
+    """
+    missing = [name for name in FIELDS if name not in fields]
+    if missing:
+        raise RecordRejectedError("field missing", f"no {', '.join(missing)}")
+    features = fields["features"]
+    total = features.shape[0] if isinstance(features, np.ndarray) and features.ndim else 0
+    confidence = confidences(fields["conf"], "conf", total)
+    count = counts.count(place.key, confidence)
+    if count > total:
+        raise RecordRejectedError("wrong length", f"{count} RoIs counted, {total} stored")
+    return RawRecord(
+        key=place.key,
+        where=place.where,
+        num_bytes=place.num_bytes,
+        boxes=rows(fields["norm_bb"], "norm_bb", total, 6)[:count, :4],
+        features=rows(features, "features", total, None)[:count],
+        class_probs=rows(fields["soft_labels"], "soft_labels", total, None)[:count],
+        confidence=confidence[:count],
+    )
 
 
 def unpack(value: bytes, what: str) -> dict[str, Any]:
