@@ -7,10 +7,13 @@ from pathlib import Path
 import h5py
 import lmdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from vlbert_data import index
 from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.index import ImageIndex
+from vlbert_data.manifest import INDEX_NAME
 from vlbert_data.shards.folder import ShardFolder, new_writer, open_shard_file
 from vlbert_data.shards.lmdb import HEADER, LmdbShard
 from vlbert_data.shards.schema import FORMAT_VERSION, content_crc, record_arrays
@@ -225,3 +228,16 @@ def test_a_row_that_is_not_where_the_index_says_is_noticed(tmp_path: Path) -> No
     moved = LmdbShard(path, FULL.schema(), index.num_rois.astype(np.int64), index.value_offset + 64)
     with pytest.raises(ShardError, match=r"no record of this folder at row 0"):
         moved.read(0)
+
+
+def test_an_index_out_of_order_is_refused_and_one_in_order_finds_each_shards_rows(tmp_path: Path) -> None:
+    folder = ShardFolder.open(write_shards(tmp_path / "s", PLAIN, shard_size=2))
+    table = pq.read_table(folder.path / INDEX_NAME)
+    for shard in range(len(folder.manifest.shards)):
+        rows = np.flatnonzero(folder.index.shard == shard)
+        assert folder.index.shard_slice(shard) == slice(int(rows[0]), int(rows[-1]) + 1)
+    num = len(folder)
+    for order in ([1, 0, *range(2, num)], [num - 1, *range(1, num - 1), 0], [0, *range(num - 1)]):
+        index.save([table.take(order)], tmp_path / "index.parquet")
+        with pytest.raises(ShardError, match="not ordered by shard and row"):
+            index.load(tmp_path / "index.parquet")

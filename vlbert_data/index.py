@@ -59,7 +59,9 @@ class ImageIndex:
 
     def shard_slice(self, shard: int) -> slice:
         """Return where the rows of `shard` stand; they follow one another in order."""
-        return slice(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
+        # Of the column's own type: numpy would make a copy of the whole column in a larger one.
+        borders = np.array([shard, shard + 1], self.shard.dtype)
+        return slice(*np.searchsorted(self.shard, borders).tolist())
 
 
 def from_table(table: pa.Table) -> ImageIndex:
@@ -90,6 +92,7 @@ def load(path: Path) -> ImageIndex:
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path}: the index is damaged: {error}. Copy the folder again or rebuild it.") from error
     index = from_table(table)
-    if len(index) and (np.diff(index.shard.astype(np.int64) * 2**32 + index.row) <= 0).any():
+    shards, rows = np.diff(index.shard), np.diff(index.row)
+    if ((shards < 0) | ((shards == 0) & (rows <= 0))).any():
         raise ShardError(f"{path}: the index is not ordered by shard and row. Copy the folder again or rebuild it.")
     return index
