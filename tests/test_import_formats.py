@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -314,6 +315,12 @@ def test_a_file_of_no_known_format_is_told_what_it_is(tmp_path: Path, content: b
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=complaint):
         open_importer([str(path)])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="neither a file nor a folder"):
+        open_importer([str(tmp_path / "pipe")])
 
 
 def test_real_lxmert_features_come_in_as_they_are(tmp_path: Path) -> None:

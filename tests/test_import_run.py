@@ -138,6 +138,33 @@ def test_the_first_good_record_of_an_id_holds_it(tmp_path: Path, captions: Path)
         assert sorted(folder.index.image_ids.to_pylist()) == [found.key for found in IMAGES[:4]]
 
 
+def test_parts_that_overlap_give_each_image_once(tmp_path: Path, captions: Path) -> None:
+    parts = [
+        write_rows(tmp_path / f"part.{number}", [lxmert_row(found) for found in IMAGES[first : first + 5]])
+        for number, first in enumerate((0, 3, 6))
+    ]
+    folder = run_import(parts, tmp_path / "out", captions=captions, max_rejects=4, shard_size=4)
+    assert folder.index.image_ids.to_pylist() == [found.key for found in IMAGES[:11]]
+    assert [line["where"] for line in rejects(folder)] == [f"{parts[n]}:{line}" for n in (1, 2) for line in (1, 2)]
+    assert {line["reason"] for line in rejects(folder)} == {"duplicate image id"}
+
+
+def test_blank_lines_are_no_rows_and_places_count_them(tmp_path: Path, captions: Path, table: Path) -> None:
+    damage(table, 3, 8, "AAAA")
+    table.write_bytes(b"\r\n" + table.read_bytes().replace(b"\r\n", b"\r\n\r\n", 2))
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert len(folder) == 11
+    assert rejects(folder)[0]["where"] == f"{table}:7"
+
+
+def test_given_sizes_go_before_those_of_the_file(tmp_path: Path, captions: Path, table: Path) -> None:
+    sizes = tmp_path / "sizes.tsv"
+    sizes.write_text(f"{IMAGES[0].key}\t1000\t900\n")
+    folder = run_import(table, tmp_path / "out", captions=captions, sizes=sizes)
+    assert (folder.index.width_px[0], folder.index.height_px[0]) == (1000, 900)
+    assert folder.index.width_px[1] == IMAGES[1].width
+
+
 def test_a_line_that_ran_into_the_next_one_takes_no_id(tmp_path: Path, captions: Path, table: Path) -> None:
     lines = table.read_bytes().split(b"\r\n")
     table.write_bytes(b"\r\n".join([lines[0][:200] + lines[1], lines[0], *lines[2:]]))

@@ -97,6 +97,8 @@ def sniff(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _what_it_is(path: Path) -> str:
+    if not path.is_file():
+        return "neither a file nor a folder"  # a pipe would keep its reader waiting
     start = read_start(path, SHOWN_BYTES)
     compression = compression_of(start)
     if compression is not None:

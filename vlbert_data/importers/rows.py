@@ -1,4 +1,4 @@
-"""Where the rows of a large table of text lie. Promise: one pass, in constant memory but for 16 bytes and a key a row.
+"""Where the rows of a large table of text lie. Promise: one pass, in constant memory but for 24 bytes and a key a row.
 
 Rows hold hundreds of kilobytes of base64, so the table is searched for line ends a chunk at a time; a row is only
 looked into when it is read. A row of another number of columns than expected keeps no key: what is left of a torn
