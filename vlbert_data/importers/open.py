@@ -64,6 +64,9 @@ def load_format(name: str) -> Format:
 
 def _recognise(path: Path, names: Sequence[str]) -> tuple[str, list[Path]]:
     """Return the format of a path, and the files that it stands for: itself, or files of one format in a folder."""
+    if not path.is_dir() and not path.is_file():
+        # A pipe, say, which would keep its reader waiting.
+        raise ConfigError(f"{path}: neither a file nor a folder.")
     seen = sniff(path, names)
     if len(seen) > 1:
         listed = "; ".join(f"{name} ({evidence})" for name, evidence in seen.items())
@@ -97,8 +100,6 @@ def sniff(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _what_it_is(path: Path) -> str:
-    if not path.is_file():
-        return "neither a file nor a folder"  # a pipe would keep its reader waiting
     start = read_start(path, SHOWN_BYTES)
     compression = compression_of(start)
     if compression is not None:
