@@ -34,6 +34,14 @@ def test_tensors_are_aligned_and_of_any_size() -> None:
         found.fill_(1)
 
 
+def test_a_buffer_that_is_too_small_gives_way_to_a_larger_one() -> None:
+    buffers = Buffers()
+    for rows in range(1000, 20_000, 1000):
+        held = [buffers.empty(rows, 1024), buffers.empty(rows // 2, 1024)]
+        del held
+        assert len(buffers._idle) + len(buffers._returned) == 2
+
+
 def test_few_buffers_wait_for_their_next_use() -> None:
     buffers = Buffers()
     held = [buffers.empty(10, 10) for _ in range(IDLE_KEPT + 5)]

@@ -39,8 +39,13 @@ class Buffers:
             # The one used last lies in the cache, perhaps.
             fitting = [place for place, buffer in enumerate(self._idle) if len(buffer) - ALIGNMENT >= num_bytes]
             buffer = self._idle.pop(fitting[-1]) if fitting else None
+            if buffer is None and self._idle:
+                # One that is too small gives way, so there are never more buffers than were in use at once.
+                self._idle.pop(min(range(len(self._idle)), key=lambda place: len(self._idle[place])))
         if buffer is None:
-            buffer = np.empty(-(-(num_bytes + ALIGNMENT) // ROUND_BYTES) * ROUND_BYTES, np.uint8)
+            # An eighth more: the next batch is a little larger, perhaps.
+            wanted = num_bytes + num_bytes // 8 + ALIGNMENT
+            buffer = np.empty(-(-wanted // ROUND_BYTES) * ROUND_BYTES, np.uint8)
         loan = _Loan(self, buffer, (rows, width))
         return torch.from_numpy(np.asarray(loan))
 
