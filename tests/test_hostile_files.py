@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -441,6 +442,36 @@ def test_a_reader_that_dies_or_stalls_costs_one_answer(
         with pytest.raises(ChildRefusedError, match=f"^bad: .*{message}"):
             child.ask(Path("bad"), {})
         assert child.ask(Path("good"), {})[0] == {"fine": True}
+
+
+def test_a_helper_that_does_not_start_ends_the_import_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(child_module.MODULES, "absent", "no.such.module")
+    with Child("absent") as child:
+        for _ in range(2):
+            with pytest.raises(VlbError, match="the process that reads absent files did not start") as caught:
+                child.ask(Path("x"), {})
+            assert not isinstance(caught.value, RefusedDataError), "no input is to blame"
+
+
+@pytest.mark.parametrize("name", ["VL-T5 HDF5", "UNITER npz", "HF Arrow", "tensorpack 13, msgpack", "MILVLG npz"])
+def test_threads_read_the_same_as_one_after_another(tmp_path: Path, name: str) -> None:
+    images = make_images(24, num_rois=10, prefix="" if name == "HF Arrow" else "COCO_")
+    path = (
+        CASES[name].write(tmp_path, images)
+        if name != "HF Arrow"
+        else write.write_arrow(tmp_path / "a.arrow", images, kept=10)
+    )
+    importer = open_importer([str(path)])
+    expected = [out.features.tobytes() for out in importer.read(0, 24) if isinstance(out, RawRecord)]
+    copy = pickle.loads(pickle.dumps(importer))
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda number: next(iter(copy.read(number, number + 1))), range(24)))
+    assert [out.features.tobytes() for out in found if isinstance(out, RawRecord)] == expected
+
+
+def test_a_survey_may_take_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with killing_child(monkeypatch, tmp_path, "time.sleep(2.5)") as child:
+        assert child.ask(Path("bad"), {}, seconds=60)[0] == {"fine": True}
 
 
 def test_a_file_that_always_kills_its_reader_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

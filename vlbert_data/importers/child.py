@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import vlbert_data
+from vlbert_data.errors import VlbError
 from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError, plain_array, plain_dtype
 from vlbert_data.types import Array
 
 SECONDS_AN_ANSWER = 120.0
+# Questions about all of a file, such as the names in it, of which there may be millions on a slow disk.
+SECONDS_A_SURVEY = 1800.0
 SECONDS_TO_START = 60.0
 MAX_HEAD_BYTES = 64 << 20
 MAX_ANSWER_BYTES = 2 << 30
@@ -62,16 +65,21 @@ class Child:
                 assert pipe is not None, "both ends were asked for"
                 pipe.close()
 
-    def ask(self, path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[Array]]:
+    def ask(
+        self, path: Path, request: dict[str, Any], *, seconds: float | None = None
+    ) -> tuple[dict[str, Any], list[Array]]:
         """Return the head of the answer to a request about a file, and its arrays.
+
+        seconds: how long to wait for it, where that is not the usual time.
 
         Raises:
             ChildRefusedError: the file cannot be read, or reading it ended the process or took too long.
+            VlbError: no process can be started.
         """
         with self._lock:
-            return self._ask(path, request)
+            return self._ask(path, request, self._seconds if seconds is None else seconds)
 
-    def _ask(self, path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[Array]]:
+    def _ask(self, path: Path, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], list[Array]]:
         if self._deaths[path] >= MAX_DEATHS:
             raise ChildRefusedError(f"{path}: reading it ended {self._deaths[path]} processes; it is not tried again.")
         process = self._started()
@@ -79,7 +87,7 @@ class Child:
             assert process.stdin is not None, "asked for"
             process.stdin.write(json.dumps({**request, "path": str(path)}).encode() + b"\n")
             process.stdin.flush()
-            head, arrays = self._answer(process, time.monotonic() + self._seconds)
+            head, arrays = self._answer(process, time.monotonic() + seconds)
         except (_EndedError, BrokenPipeError) as error:
             how = self._end(process, path)
             raise ChildRefusedError(
@@ -88,7 +96,7 @@ class Child:
         except TimeoutError as error:
             self._end(process, path)
             raise ChildRefusedError(
-                f"{path}: no answer within {self._seconds:g} s: the file is damaged, or its disk is very slow."
+                f"{path}: no answer within {seconds:g} s: the file is damaged, or its disk is very slow."
             ) from error
         if "error" in head:
             raise ChildRefusedError(f"{path}: {head['error']}")
@@ -109,9 +117,19 @@ class Child:
                 env={**os.environ, **quiet, **hdf5, "PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,
             )
-            ready, _ = self._answer(self._process, time.monotonic() + SECONDS_TO_START)
-            assert ready == {"ready": True}, "a helper says first that it is ready"
+            self._wait_for_start(self._process)
         return self._process
+
+    def _wait_for_start(self, process: "subprocess.Popen[bytes]") -> None:
+        try:
+            ready, _ = self._answer(process, time.monotonic() + SECONDS_TO_START)
+        except (_EndedError, TimeoutError) as error:
+            self.close()
+            raise VlbError(
+                f"the process that reads {self._kind} files did not start. Is memory short, or a package missing? Try "
+                f"python -m {MODULES[self._kind]} < /dev/null"
+            ) from error
+        assert ready == {"ready": True}, "a helper says first that it is ready"
 
     def _end(self, process: "subprocess.Popen[bytes]", path: Path) -> str:
         """End a process for good; return how it ended."""
@@ -148,14 +166,16 @@ class Child:
 
 
 _shared: dict[str, Child] = {}
+_sharing = threading.Lock()
 
 
 def shared_child(kind: str) -> Child:
     """Return this process's helper for files of one kind, which all that read such files share."""
-    if kind not in _shared:
-        _shared[kind] = Child(kind)
-        atexit.register(_shared[kind].close)
-    return _shared[kind]
+    with _sharing:
+        if kind not in _shared:
+            _shared[kind] = Child(kind)
+            atexit.register(_shared[kind].close)
+        return _shared[kind]
 
 
 class _EndedError(Exception):

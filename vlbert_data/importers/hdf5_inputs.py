@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.child import shared_child
+from vlbert_data.importers.child import SECONDS_A_SURVEY, shared_child
 from vlbert_data.importers.names import Names
 from vlbert_data.importers.numbered import NumberedImporter, place_in
 from vlbert_data.importers.plain_arrays import RefusedDataError
@@ -38,7 +38,7 @@ def names_in(path: Path, group: str = "/") -> Names:
         ChildRefusedError: the file cannot be read, or has no such group.
         RecordRejectedError: the answer makes no sense.
     """
-    _, arrays = shared_child("hdf5").ask(path, {"op": "names", "name": group})
+    _, arrays = shared_child("hdf5").ask(path, {"op": "names", "name": group}, seconds=SECONDS_A_SURVEY)
     if len(arrays) != 2 or arrays[0].dtype != np.uint8 or arrays[1].dtype != np.int64:
         raise RecordRejectedError("damaged file", f"{path}: no names in {group}")
     text, ends = arrays

@@ -19,7 +19,7 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.child import shared_child
+from vlbert_data.importers.child import SECONDS_A_SURVEY, shared_child
 from vlbert_data.importers.numbered import NumberedImporter, hash_files, place_in
 from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import rows, whole_number, whole_rows
@@ -59,7 +59,7 @@ def sniff(path: Path) -> str | None:
         with files[0].open("rb") as stream:
             if not stream.read(8).startswith(STARTS):
                 return None
-        head, _ = shared_child("arrow").ask(files[0], {"op": "describe"})
+        head, _ = shared_child("arrow").ask(files[0], {"op": "describe"}, seconds=SECONDS_A_SURVEY)
     except (OSError, RefusedDataError):
         return None
     columns = head.get("columns")
@@ -93,7 +93,7 @@ class LxmertArrow(NumberedImporter):
 
     def _count(self, file: Path) -> int:
         """Return the number of rows of a file that has the columns."""
-        head, arrays = shared_child("arrow").ask(file, {"op": "describe"})
+        head, arrays = shared_child("arrow").ask(file, {"op": "describe"}, seconds=SECONDS_A_SURVEY)
         missing = [name for name in COLUMNS if name not in head.get("columns", {})]
         if missing or len(arrays) != 1:
             raise ConfigError(f"{file}: no column {', '.join(missing)}. Expected those of the format {NAME}.")
