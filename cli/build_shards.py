@@ -29,6 +29,21 @@ class PartType(click.ParamType[tuple[int, int]]):
             self.fail(str(error), param, ctx)
 
 
+class PixelsType(click.ParamType[int]):
+    """A number of pixels after an option that may stand alone, and so takes what was meant for something else."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is no number of pixels. Write --thumbnails behind it, or --thumbnails=320.", param, ctx
+            )
+
+
 @click.command(name="build-shards", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make, or to go on with.")
@@ -49,7 +64,9 @@ class PartType(click.ParamType[tuple[int, int]]):
 @click.option("--selection", help="How vg-frcnn chooses RoIs: caffe-perclass or maxnms [caffe-perclass].")
 @click.option("--label-topk", type=int, help=f"Classes kept for each RoI [{DEFAULTS.label_topk}].")
 @click.option("--masked-views", type=int, help="Describe each image again so often with RoIs' pixels zeroed [0].")
-@click.option("--thumbnails", "thumbnail_px", is_flag=False, flag_value=320, type=int, help="Store JPEGs [320 px].")
+@click.option(
+    "--thumbnails", "thumbnail_px", is_flag=False, flag_value=320, type=PixelsType(), help="Store JPEGs [320 px]."
+)
 @click.option("--workers", type=int, help="Processes that decode images; 0 decodes in this one.")
 @click.option("--batch-size", type=int, help=f"Images of equal size for the model at once [{DEFAULTS.batch_size}].")
 @click.option("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one].")

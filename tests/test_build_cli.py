@@ -165,6 +165,7 @@ def test_a_config_file_reaches_rarer_settings_and_options_overrule_it(
         (["--format", "zip"], 1, "there is no input format 'zip'"),
         (["--config", "/none.toml"], 1, "/none.toml: cannot be read"),
         (["--colour"], 2, "No such option"),
+        (["--thumbnails", "captions.json"], 2, "no number of pixels. Write --thumbnails behind it"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_an_exit_code(
