@@ -65,10 +65,10 @@ def test_the_command_makes_a_folder_once(tmp_path: Path, whole: ShardFolder) -> 
     command = [sys.executable, "-m", "cli.main", "extract-subset", str(whole.path)]
     command += ["--ids", str(ids), "--out", str(tmp_path / "small")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "2 of 30" in done.stdout
-    assert "1 ids are not in" in done.stderr
+    assert "2 of 30" in done.stdout, done
+    assert "1 ids are not in" in done.stderr, done
     again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "is there already" in again.stderr
+    assert again.returncode == 1, again
+    assert "is there already" in again.stderr, again
     both = subprocess.run([*command, "--sample", "3"], capture_output=True, text=True, check=False)
-    assert both.returncode == 2
+    assert both.returncode == 2, both
