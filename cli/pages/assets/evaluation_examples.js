@@ -1,16 +1,22 @@
 // The examples of the page of an evaluation: cards, the large view, and which are shown; after evaluation_figures.js.
 
+// Marks before which people write no space, though they are pieces of their own.
+const CLOSING = /^[.,;:!?)\]%]/;
+
+function spaced([text, begins], place) {
+  return (begins && place && !CLOSING.test(text) ? " " : "") + text;
+}
+
 function caption(example) {
   const words = new Map(example.words.map((word, i) => [word.place, [word, i]]));
   const marks = [];
   const parts = example.pieces.map(([text, begins], place) => {
-    const space = begins && place ? " " : "";
-    if (!words.has(place)) return space + text;
+    if (!words.has(place)) return spaced([text, begins], place);
     const [word, i] = words.get(place);
     const kind = word.is_right ? (word.is_other_right ? "both" : "seen") : "wrong";
     const mark = el("mark", { class: kind, title: `stood there: ${word.shown}; guessed: ${word.guesses[0][0]}` }, text);
     marks[i] = mark;
-    return [space, mark];
+    return [spaced(["", begins && !CLOSING.test(text)], place), mark];
   });
   return { node: el("p", { class: "asked", dir: "auto" }, parts.flat()), marks };
 }
@@ -126,14 +132,18 @@ function parts(example, detailed, chosen) {
   return { picture: picture.node, rows: list.node, text };
 }
 
-const columns = () =>
-  el(
+function columns(example) {
+  if (!example.words.length && !example.masked.length) {
+    return el("p", { class: "row soft" }, "nothing was masked here");
+  }
+  return el(
     "div",
     { class: "row trio columns", "aria-hidden": "true" },
     el("span", null, "masked"),
     el("span", null, "its image"),
     el("span", null, "another image"),
   );
+}
 
 function titleOf(example) {
   return [
@@ -164,7 +174,7 @@ function drawCard(i) {
         ),
       ),
       text,
-      columns(),
+      columns(example),
       rows,
     ),
   ];
@@ -185,7 +195,7 @@ function drawLarge(i) {
     : null;
   return {
     picture,
-    side: [el("div", { class: "title" }, ...titleOf(example)), text, small, columns(), rows].filter(Boolean),
+    side: [el("div", { class: "title" }, ...titleOf(example)), text, small, columns(example), rows].filter(Boolean),
   };
 }
 
@@ -208,11 +218,7 @@ const result = el("span", { class: "result", role: "status" });
 const nothing = el("p", { class: "nothing", hidden: true }, "No example is like this.");
 
 function apply() {
-  const said = (example) =>
-    example.pieces
-      .map(([text, begins]) => (begins ? " " : "") + text)
-      .join("")
-      .toLowerCase();
+  const said = (example) => example.pieces.map(spaced).join("").toLowerCase();
   visible = examples
     .map((_, i) => i)
     .filter((i) => KINDS[state.kind][1](examples[i]) && said(examples[i]).includes(state.text));
