@@ -104,7 +104,7 @@ def test_presets_files_options_and_set_are_taken_in_this_order(
     assert config["run"]["seed"] == 4
     assert config["data"]["val_fraction"] == 0.25
     assert config["data"]["caption_batch"] == 4
-    assert config["data"]["text_batch"] == 16
+    assert config["data"]["text_batch"] == 8
     assert config["data"]["shards"] == [str(data.shards)]
     assert list((run / "tensorboard").iterdir())
 
