@@ -1,9 +1,9 @@
-"""Data parallel training. Promise: gradients are sums over ranks; a world of one takes the same path without messages.
+"""Data parallel training. Promise: gradients are sums over ranks; a world of one takes the same steps without messages.
 
 Losses are sums divided by counts of the whole step, so what ranks must exchange is a sum, not DistributedDataParallel's
-mean of means. Every gradient lives in one of a few flat buffers. In the last micro-batch a buffer is sent as soon as
-its gradients are complete, always in the same order on every rank, so sending runs beside the rest of the backward pass
-and a rank whose slice holds no RoI cannot get out of step.
+mean of means. With several ranks every gradient lives in one of a few flat buffers. In the last micro-batch a buffer is
+sent as soon as its gradients are complete, always in the same order on every rank, so sending runs beside the rest of
+the backward pass and a rank whose slice holds no RoI cannot get out of step.
 """
 
 import contextlib
@@ -126,21 +126,26 @@ def broadcast_from_first(world: World, tensors: Iterable[Tensor]) -> None:
 
 
 class Gradients:
-    """The gradients of all parameters, in flat buffers. A parameter that a step does not use has gradient 0.
+    """The gradients of all parameters. A parameter that a step does not use has gradient 0.
 
-    One step is: `clear`, backward passes (all but the last inside `hold`), `finish`.
+    One step is: `clear`, backward passes (all but the last inside `hold`), `finish`. buffers: where gradients lie that
+    are sent; none for one rank, which sends nothing and so need not add every gradient into memory of another.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World, *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.world = world
+        self._parameters = list(parameters)
+        self._spoilt: Tensor | None = None
         self.buffers: list[Tensor] = []
         self._waiting: list[int] = []  # for each buffer: parameters whose gradient is not complete yet
         self._members: list[int] = []  # for each buffer: its parameters
         self._sent: list[dist.Work] = []
         self._holding = False
+        if world.size == 1:
+            return
         # Backward passes complete the last layers first.
         group: list[nn.Parameter] = []
-        for parameter in reversed(list(parameters)):
+        for parameter in reversed(self._parameters):
             if group and (_bytes([*group, parameter]) > buffer_bytes or group[0].dtype != parameter.dtype):
                 self._add_buffer(group)
                 group = []
@@ -154,17 +159,20 @@ class Gradients:
             # Autograd adds into a gradient that is already there, so these views stay.
             parameter.grad = buffer[start : start + parameter.numel()].view_as(parameter)
             start += parameter.numel()
-            if self.world.size > 1:
-                hook = partial(self._complete, number)
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            hook = partial(self._complete, number)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         self.buffers.append(buffer)
         self._members.append(len(group))
         self._waiting.append(len(group))
 
     def clear(self) -> None:
         """Set all gradients to 0."""
+        self._spoilt = None
         for buffer in self.buffers:
             buffer.zero_()
+        if not self.buffers:
+            for parameter in self._parameters:
+                parameter.grad = None
         self._waiting = list(self._members)
         self._sent = []
 
@@ -177,16 +185,33 @@ class Gradients:
         finally:
             self._holding = False
 
+    def spoil(self, value: Tensor) -> None:
+        """Let the norm on every rank be no number where `value` f32 [], else 0, is none; before the last backward."""
+        if self.buffers:
+            self.buffers[0][:1].add_(value)
+        else:
+            self._spoilt = value
+
     def finish(self) -> Tensor:
         """Return the global norm f32 [] of the gradients, after adding them over all ranks."""
-        if self.world.size > 1:
-            while len(self._sent) < len(self.buffers):
-                self._send_next()
-            for work in self._sent:
-                work.wait()
+        if not self.buffers:
+            return self._finish_alone()
+        while len(self._sent) < len(self.buffers):
+            self._send_next()
+        for work in self._sent:
+            work.wait()
         norms = torch.stack([torch.linalg.vector_norm(buffer) for buffer in self.buffers])
         norm: Tensor = torch.linalg.vector_norm(norms)
         return norm
+
+    def _finish_alone(self) -> Tensor:
+        gradients = []
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+        return norm if self._spoilt is None else norm + self._spoilt
 
     def _complete(self, number: int, _: Tensor) -> None:
         if self._holding:

@@ -118,7 +118,7 @@ class Learner:
                 correct += found.correct
                 if is_last:
                     # 0 where all losses are finite, else not a number: so every rank will see it in the norm.
-                    self._gradients.buffers[0][:1].add_(0.0 * sums.sum())
+                    self._gradients.spoil(0.0 * sums.sum())
                 torch.autograd.backward((found.sums * weights).sum())
         norm = self._gradients.finish()
         self.refused = torch.maximum(self.refused, (~norm.isfinite()).float())
