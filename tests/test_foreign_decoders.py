@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from tests.damage import mutate
 from tests.msgpack_writer import numpy_map, packb
 from vlbert_data.importers.lmdb_pages import (
-    LmdbRecords,
     LmdbRefusedError,
     _overlapping,
     index_lmdb,
     looks_like_lmdb,
 )
+from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.msgpack import MsgpackLimits, MsgpackRefusedError, loads_msgpack
 from vlbert_data.importers.npy import NpyLimits, NpyRefusedError, loads_npy, loads_npz
 from vlbert_data.importers.plain_arrays import RefusedDataError

@@ -30,7 +30,7 @@ from vlbert_data.importers.child import Child, ChildRefusedError
 from vlbert_data.importers.hdf5_inputs import read_datasets
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.lmdb_inputs import LmdbImporter
-from vlbert_data.importers.lmdb_pages import LmdbRecords
+from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.meaning import Meaning
 from vlbert_data.importers.open import open_importer
 from vlbert_data.importers.plain_arrays import RefusedDataError

@@ -11,7 +11,8 @@ from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import RawRecord
-from vlbert_data.importers.lmdb_pages import LmdbIndex, LmdbRecords, index_lmdb, lmdb_file
+from vlbert_data.importers.lmdb_pages import LmdbIndex, index_lmdb, lmdb_file
+from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.numbered import NumberedImporter, hash_files, place_in
 from vlbert_data.importers.record_dict import RecordPlace
 

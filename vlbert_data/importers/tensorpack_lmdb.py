@@ -22,7 +22,8 @@ from typing import Any
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
 from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value, is_numbering
-from vlbert_data.importers.lmdb_pages import LmdbRecords, looks_like_lmdb
+from vlbert_data.importers.lmdb_pages import looks_like_lmdb
+from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
 from vlbert_data.importers.plain_arrays import RefusedDataError, Sliceable
 from vlbert_data.importers.record_dict import RecordPlace, record_of
