@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
@@ -168,10 +167,9 @@ class BuildState:
         """Return what `save_shard` recorded."""
         facts = self._read_outcome(shard)
         try:
-            with self._rows(shard).open("rb") as stream:
-                rows = pq.read_table(stream, schema=index_module.SCHEMA)
+            rows = index_module.read_rows(self._rows(shard))
             return WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=rows), ShardOutcome(**facts)
-        except (pa.ArrowException, OSError, TypeError) as error:
+        except (pa.ArrowException, OSError, TypeError, ValueError) as error:
             raise self._damaged(shard, error) from error
 
     def _read_outcome(self, shard: int) -> dict[str, Any]:
