@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_batches import draw, slow_overlap, slow_words
 
 from vlbert_data import runs
-from vlbert_data.boxes import area, intersection
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
 from vlbert_train.config import MaskingConfig
-from vlbert_train.hashing import below, uniforms, words
 from vlbert_train.masking import MaskKeys, choose_views, hide_overlapping, mask_rois, mask_words
 
 MASK, VOCABULARY = 4, 1000
@@ -33,26 +32,14 @@ def make_tokens(seed: int, lengths: list[int]) -> TokenRuns:
     )
 
 
-def one(key: Array, counter: int) -> Array:
-    return words(key.reshape(1), np.array([counter]))
-
-
-def slow_words(tokens: TokenRuns, keys: MaskKeys, masking: MaskingConfig) -> tuple[list[int], list[int]]:
-    shown, asked = tokens.ids.tolist(), []
+def slow_words_of_all(tokens: TokenRuns, keys: MaskKeys, masking: MaskingConfig) -> tuple[list[int], list[int]]:
+    shown, asked = [], []
     for run in range(len(tokens)):
         begin, end = tokens.cu_lengths[run : run + 2].tolist()
-        draw = 0.0
-        for place in range(begin, end):
-            if place == begin or tokens.starts_word[place]:
-                draw = float(uniforms(one(keys.words[run], place - begin))[0])
-            if draw >= masking.word_share:
-                continue
-            asked.append(place)
-            split = draw / masking.word_share
-            if split < masking.word_mask_share:
-                shown[place] = MASK
-            elif split < masking.word_mask_share + masking.word_random_share:
-                shown[place] = int(below(one(keys.replacements[run], place - begin), VOCABULARY)[0])
+        own = list(zip(tokens.ids[begin:end].tolist(), tokens.starts_word[begin:end].tolist(), strict=True))
+        found = slow_words(own, keys.those(np.array([run])), masking, MASK, VOCABULARY)
+        shown += found[0]
+        asked += [begin + place for place in found[1]]
     return shown, asked
 
 
@@ -62,7 +49,7 @@ def test_masked_words_are_those_of_going_word_by_word(lengths: list[int], seed: 
     tokens = make_tokens(seed, lengths)
     keys = KEYS.of(np.arange(len(lengths)) + 10 * seed, np.full(len(lengths), 3))
     found = mask_words(tokens, keys, masking, mask_id=MASK, vocab_size=VOCABULARY)
-    shown, asked = slow_words(tokens, keys, masking)
+    shown, asked = slow_words_of_all(tokens, keys, masking)
     assert found.shown.tolist() == shown
     assert found.asked.tolist() == asked
 
@@ -72,9 +59,9 @@ def test_masked_words_are_those_of_going_word_by_word(lengths: list[int], seed: 
 def test_masked_rois_are_those_of_going_one_by_one(lengths: list[int], seed: int, masking: MaskingConfig) -> None:
     keys = KEYS.of(np.arange(len(lengths)) + 10 * seed, np.full(len(lengths), 3))
     asked, hidden = mask_rois(np.array(lengths, np.int64), keys, masking)
-    draws = [float(uniforms(one(keys.rois[run], k))[0]) for run, length in enumerate(lengths) for k in range(length)]
-    assert asked.tolist() == [draw < masking.roi_share for draw in draws]
-    assert hidden.tolist() == [draw < masking.roi_share * masking.roi_hide_share for draw in draws]
+    chances = [draw(keys.rois[run], k) for run, length in enumerate(lengths) for k in range(length)]
+    assert asked.tolist() == [chance < masking.roi_share for chance in chances]
+    assert hidden.tolist() == [chance < masking.roi_share * masking.roi_hide_share for chance in chances]
 
 
 def test_shares_are_those_of_the_papers() -> None:
@@ -137,16 +124,11 @@ def test_validation_has_masks_that_no_seed_changes_and_that_training_does_not_ha
     assert not np.array_equal(drawn[0], drawn[2])
 
 
-def slow_overlap(boxes: Array, lengths: list[int], hidden: Array, threshold: float) -> list[bool]:
-    found, begin = hidden.tolist(), 0
+def slow_overlap_of_all(boxes: Array, lengths: list[int], hidden: Array, threshold: float) -> list[bool]:
+    found: list[bool] = []
     for length in lengths:
-        own = boxes[begin : begin + length]
-        shared, sizes = intersection(own, own), area(own)
-        for a in range(length):
-            for b in range(length):
-                if hidden[begin + a] and shared[a, b] > threshold * min(sizes[a], sizes[b]):
-                    found[begin + b] = True
-        begin += length
+        own = slice(len(found), len(found) + length)
+        found += slow_overlap(boxes[own], hidden[own].tolist(), threshold)
     return found
 
 
@@ -166,7 +148,7 @@ def test_overlapping_rois_are_those_of_comparing_pair_by_pair(
     boxes = np.concatenate([corners, corners + rng.integers(1, 12, (total, 2))], axis=1).astype(np.float32)
     hidden = rng.random(total) < share
     found = hide_overlapping(boxes, np.array(lengths, np.int64), hidden, threshold)
-    assert found.tolist() == slow_overlap(boxes, lengths, hidden, threshold)
+    assert found.tolist() == slow_overlap_of_all(boxes, lengths, hidden, threshold)
 
 
 def test_a_roi_inside_a_masked_one_and_a_roi_around_it_are_hidden_and_their_own_neighbours_are_not() -> None:

@@ -3,20 +3,12 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_batches import slow_joint
 
 from vlbert_train.config import DataConfig
 from vlbert_train.truncation import kept_lengths, text_limit
 
 LENGTHS = st.lists(st.tuples(st.integers(2, 150), st.integers(0, 150)), min_size=1, max_size=20)
-
-
-def slow_joint(text: int, rois: int, limit: int) -> tuple[int, int]:
-    while text + rois > limit and text > 0 and rois > 0:
-        if rois > text:
-            rois -= 1
-        else:
-            text -= 1
-    return max(text, 2), max(rois, 1)
 
 
 @given(LENGTHS, st.integers(4, 130), st.integers(0, 120))
