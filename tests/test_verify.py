@@ -1,7 +1,10 @@
 """Damage is found, and named."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +99,15 @@ def test_a_hand_edited_manifest_is_noticed(folder: Path) -> None:
     findings = verify(folder).findings
     assert [finding.file for finding in findings] == [manifest_module.FILE_NAME]
     assert "changed since it was written" in findings[0].problem
+
+
+def test_helpers_that_cannot_start_are_not_called_damage(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "s", FAKE)
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        f"from vlbert_data.verify import verify\nprint(verify(__import__('pathlib').Path({str(folder)!r})))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "a helper process died before it was given anything" in done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlbert_data import manifest as manifest_module
-from vlbert_data.build.processes import follow_parent, spawn_context
+from vlbert_data.build.processes import follow_parent, require_start, spawn_context
 from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import FileEntry, ShardEntry
@@ -180,6 +180,7 @@ def open_single(path: Path) -> MappedShard:
         ShardError: see `open_shard_file`; also where damage ends the process that reads the file.
     """
     with ProcessPoolExecutor(1, mp_context=spawn_context(), initializer=follow_parent) as pool:
+        require_start(pool)
         try:
             pool.submit(_try_to_open, path).result()
         except BrokenProcessPool as error:
@@ -215,6 +216,7 @@ def _name(shard: MappedShard, row: int) -> str:
 def _in_child(path: Path, number: int | None) -> Iterator[Finding]:
     """Yield the findings of one shard, read in a process of its own whose death is a finding too."""
     with ProcessPoolExecutor(1, mp_context=spawn_context(), initializer=follow_parent) as pool:
+        require_start(pool)
         task = pool.submit(check_single, path) if number is None else pool.submit(check_shard, path, number)
         try:
             yield from task.result()

@@ -1,16 +1,15 @@
 """Decoding beside the model. Promise: inputs come back in order, each decoded or rejected; a crash costs one image."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from vlbert_data.build.processes import follow_parent, spawn_context
+from vlbert_data.build.processes import follow_parent, require_start, spawn_context
 from vlbert_data.detect.base import DecodedImage
-from vlbert_data.errors import RecordRejectedError, VlbError
+from vlbert_data.errors import RecordRejectedError
 from vlbert_data.images import decode_rgb, encode_thumbnail
 from vlbert_data.sources.base import SourceItem, SourceReject
 
@@ -139,13 +138,7 @@ class _Pool:
 
     def _decode_alone(self, item: SourceItem | SourceReject) -> Outcome:
         with self._start(1) as lone:
-            try:
-                lone.submit(os.getpid).result()
-            except BrokenProcessPool as error:
-                raise VlbError(
-                    "a process that decodes images died before it had one. Is memory short? Take --workers 0 to decode "
-                    "in this process; a program that builds needs the usual `if __name__ == '__main__':`."
-                ) from error
+            require_start(lone)
             try:
                 return lone.submit(_decode_task, (item,), self._settings).result()[0]
             except BrokenProcessPool:

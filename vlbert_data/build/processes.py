@@ -7,8 +7,12 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
+
+from vlbert_data.errors import VlbError
 
 
 class _Helper(SpawnProcess):
@@ -31,6 +35,21 @@ class _Context(SpawnContext):
 def spawn_context() -> SpawnContext:
     """Return the way in which all helper processes are started; each must call `follow_parent` first."""
     return _Context()
+
+
+def require_start(pool: ProcessPoolExecutor) -> None:
+    """Return when a helper of `pool` has started, so that one that dies later died of what it was given.
+
+    Raises:
+        VlbError: helpers die before they are given anything.
+    """
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise VlbError(
+            "a helper process died before it was given anything. Is memory short? vlb build-shards --workers 0 decodes "
+            "without helpers; a program of your own needs the usual `if __name__ == '__main__':`."
+        ) from error
 
 
 def follow_parent() -> None:
