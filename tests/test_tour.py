@@ -161,6 +161,7 @@ def test_claims_hold_at_their_limits_and_not_below() -> None:
     assert [claim.holds for claim in claims(evaluation(0.89, 0.41, 0.14))] == [False, False, False]
 
 
+@pytest.mark.timeout(600)  # seven processes, each of which imports torch
 def test_a_small_tour_shows_and_runs_every_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tour"
     text = tour(capfd, "--small", "--out", str(out))
