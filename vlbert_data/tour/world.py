@@ -26,7 +26,7 @@ from vlbert_data.tour.sentences import WORD_GROUPS, make_captions, make_document
 
 # Made by benchmarks/train_tour_models.py.
 MODELS = Path(__file__).parent / "models"
-# Fewer than scenes may have: so that it is learned in two minutes which of them a caption means.
+# Fewer than scenes may have: so that it is learned in minutes which of them a caption means.
 MOST_THINGS = 3
 JPEG_QUALITY = 92
 DOCUMENTS_A_FILE = 500
