@@ -177,7 +177,9 @@ class _Tour:
             check=False,
         )
         if done.returncode:
-            raise VlbError(f"the command above ended with {done.returncode}. Run vlb tour again to go on from there.")
+            raise VlbError(
+                f"the command above ended with {done.returncode}. Run vlb tour again to go on, or with --fresh to begin anew."
+            )
         if to:
             to.write_text(done.stdout, encoding="utf-8")
         click.echo()
