@@ -178,7 +178,7 @@ class _Tour:
         )
         if done.returncode:
             raise VlbError(
-                f"the command above ended with {done.returncode}. Run vlb tour again to go on, or with --fresh to begin anew."
+                f"the command above ended with {done.returncode}. Run vlb tour again, or with --fresh to begin anew."
             )
         if to:
             to.write_text(done.stdout, encoding="utf-8")
