@@ -3,14 +3,11 @@
 import base64
 import filecmp
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +17,11 @@ from tests.foreign_files import b64, butd_row, lxmert_row, make_detections, volt
 from tests.import_world import make_import, rejects, run_import
 from vlbert_data.build.state import TooManyRejectsError
 from vlbert_data.errors import ConfigError
-from vlbert_data.importers.apart import outcomes_apart
-from vlbert_data.importers.base import RawRecord, Traits
 from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
-from vlbert_data.importers.meaning import CLAMPED, Meaning
-from vlbert_data.importers.reading import WITHOUT_CAPTION, Reading
+from vlbert_data.importers.meaning import CLAMPED
+from vlbert_data.importers.reading import WITHOUT_CAPTION
 from vlbert_data.importers.run import WITHOUT_IMAGE
 from vlbert_data.shards.folder import ShardFolder
-from vlbert_data.sources.base import SourceReject
 
 IMAGES = [make_detections(number, num_rois=4) for number in range(1, 13)]
 
@@ -340,55 +334,6 @@ def test_lines_longer_than_any_record_are_not_read(
     damage(table, 5, 9, "A" * 5000)
     folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
     assert rejects(folder)[0]["reason"] == "line too long"
-
-
-@dataclass(frozen=True)
-class DeadlyImporter:
-    """An input some of whose records end their reader, as a damaged file under a C library can, or never end."""
-
-    deadly: tuple[int, ...]
-    endless: tuple[int, ...] = ()
-    traits = Traits(format="deadly", feature_dim=3, has_captions=True, crash_proof=False)
-
-    def __len__(self) -> int:
-        return 8
-
-    def keys(self) -> Iterator[str]:
-        return map(str, range(8))
-
-    def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
-        for number in range(start, stop):
-            if number in self.deadly:
-                os.kill(os.getpid(), signal.SIGBUS)
-            while number in self.endless:
-                time.sleep(1)
-            boxes, features = np.array([[0, 0, 1, 1]], np.float32), np.full((1, 3), number, np.float32)
-            yield RawRecord(
-                key=str(number),
-                where=f"row {number}",
-                num_bytes=1,
-                boxes=boxes,
-                features=features,
-                width_px=9,
-                height_px=9,
-                captions=("a caption",),
-            )
-
-
-def test_a_record_that_kills_or_holds_its_reader_costs_that_record() -> None:
-    importer = DeadlyImporter(deadly=(0, 5), endless=(3,))
-    pattern = KeyPattern()
-    reading = Reading(
-        importer=importer,
-        meaning=Meaning(traits=importer.traits, label_space=None, label_topk=1),
-        pattern=pattern,
-        repeats=Repeats.among(hash_keys(importer.keys(), pattern)),
-    )
-    outcomes = list(outcomes_apart(reading, 0, 8, silence_s=1.5))
-    assert [outcome.number for outcome in outcomes] == list(range(8))
-    assert [outcome.number for outcome in outcomes if outcome.image is None] == [0, 3, 5]
-    assert {outcome.reject.reason for outcome in outcomes if outcome.reject} == {"reader crashed"}
-    assert all(outcome.image.features[0, 0] == outcome.number for outcome in outcomes if outcome.image)
 
 
 def test_repeats_are_those_that_a_slow_search_finds() -> None:

@@ -82,8 +82,7 @@ class Traits:
 
     box_units: "pixels" of the original image, or "normalised", 0..1 of its sides. has_image_sizes, has_confidence,
     has_image_feature, has_captions: whether records bring them. attributes: their convention, `ABSENT` for none; it
-    never asks the user, so its background is settled. crash_proof: whether reading a damaged file can at worst raise;
-    where False (a C library trusts the file), records are read in a child process whose death costs one input.
+    never asks the user, so its background is settled.
     """
 
     format: str
@@ -95,7 +94,6 @@ class Traits:
     has_confidence: bool = False
     has_image_feature: bool = False
     has_captions: bool = False
-    crash_proof: bool = True
 
     def __post_init__(self) -> None:
         assert self.box_units in BOX_UNITS, self.box_units

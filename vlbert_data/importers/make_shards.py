@@ -16,7 +16,6 @@ from vlbert_data.build.processes import follow_parent, spawn_context
 from vlbert_data.build.state import BuildState, ShardOutcome
 from vlbert_data.build.writer import reject_line
 from vlbert_data.errors import RecordRejectedError, VlbError
-from vlbert_data.importers.apart import outcomes_apart
 from vlbert_data.importers.reading import Outcome, Reading
 from vlbert_data.memory import keep_freed_memory
 from vlbert_data.shards.job import BackgroundCloser, ShardJob, WrittenShard
@@ -91,9 +90,7 @@ class ShardMaker:
     def _outcomes(self, shard: int) -> Iterator[Outcome]:
         start = shard * self.shard_size
         stop = min(start + self.shard_size, len(self.reading.importer))
-        if self.reading.meaning.traits.crash_proof:
-            return outcomes_ahead(self.reading, start, stop)
-        return outcomes_apart(self.reading, start, stop)
+        return outcomes_ahead(self.reading, start, stop)
 
 
 def outcomes_ahead(reading: Reading, start: int, stop: int) -> Iterator[Outcome]:
