@@ -48,11 +48,12 @@ def _section(name: str, command: click.Command) -> str:
     blocks = [f"## vlb {name}", f"```\n{usage}\n```", *map(_paragraph, paragraphs(command))]
     rows = [
         f"| {_cell(record[0], code=True)} | {_cell(record[1])} |"
-        for parameter in command.get_params(context)
-        if (record := parameter.get_help_record(context)) is not None and record[1] and parameter.name != "help"
+        for parameter in command.params
+        if (record := parameter.get_help_record(context)) is not None and record[1]
     ]
-    if rows:
-        blocks.append("\n".join(["| option | |", "| --- | --- |", *rows]))
+    # Not asked of the command: click keeps there how help was spelt when the command first ran, maybe without `vlb`.
+    rows.append(f"| {_cell(', '.join(context.help_option_names), code=True)} | Show this message and exit. |")
+    blocks.append("\n".join(["| option | |", "| --- | --- |", *rows]))
     return "\n\n".join(blocks) + "\n"
 
 
