@@ -195,7 +195,7 @@ def main() -> None:
             warm_up=True,
         )
         rows.append({**times.row(work=chosen.images, unit="images"), **peaks[name]})
-    report("import", rows, keep=not chosen.dry)
+    report("bench_import", rows, keep=not chosen.dry)
 
 
 if __name__ == "__main__":
