@@ -32,7 +32,7 @@ ONLY_NEW = ("preset", "config_file", "init_from", "out")
 @click.command(name="pretrain", no_args_is_help=True)
 @click.option("--shards", multiple=True, help="Folder of shards to learn from; may be given several times.")
 @click.option("--corpus", help="Folder of text-only examples, made by vlb build-corpus.")
-@click.option("--tokenizer", help="tokenizer.json, vocab.txt, a folder, or a name on the hub.")
+@click.option("--tokenizer", help="tokenizer.json, vocab.txt, a folder, or a name on the hub [bert-base-uncased].")
 @click.option(
     "--preset", shell_complete=complete_presets, help="Settings to begin with: tiny, tour, vlbert-base, vlbert-large."
 )

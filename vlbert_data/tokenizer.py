@@ -206,7 +206,7 @@ def _from_transformers(name: str) -> TextTokenizer:
         reason = str(error).split("\n", 1)[0]
         raise ConfigError(
             f"tokenizer {name}: no file or folder of that name here, and transformers cannot load it: {reason} "
-            "Give a tokenizer.json, a vocab.txt or a folder where there is no network."
+            "Where there is no network, give --tokenizer a tokenizer.json, a vocab.txt or a folder."
         ) from error
     if not found.is_fast:
         raise ConfigError(f"tokenizer {name}: {type(found).__name__} has no fast version, which vlb needs.")
