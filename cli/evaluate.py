@@ -64,6 +64,11 @@ def command(
     """
     if images is not None and html is None:
         raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
+    from vlbert_train.inputs import require_data
+
+    require_data(shards, corpus, tokenizer=tokenizer)
+    _require_beside(words, images)
+    # Only now: a wrong folder is told before torch has loaded.
     from vlbert_train import evaluate
 
     data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer, words=words, limit=limit or None)
@@ -76,6 +81,16 @@ def command(
         click.echo(json.dumps(report.as_json(), indent=1))
     else:
         _print(report)
+
+
+def _require_beside(words: Path | None, images: Path | None) -> None:
+    from cli.pages.pictures import require_pictures
+    from vlbert_data.sources.files import missing_path
+
+    if words is not None and not words.is_file():
+        raise missing_path(words)
+    if images is not None:
+        require_pictures(images)
 
 
 def _write_page(opened: "OpenedRun", report: "Report", html: Path, most: int, images: Path | None) -> None:

@@ -87,10 +87,11 @@ def _write_page(path: Path, html: Path, most_images: int, pictures: Path | None,
 
 def _verify(path: Path, workers: int) -> "Verdict":
     from vlbert_data.errors import ShardError
+    from vlbert_data.nearby import where_it_ends
     from vlbert_data.verify import verify
 
     if not path.exists():
-        raise ShardError(f"{path}: there is no such file or folder.")
+        raise ShardError(f"{path}: there is no such file or folder. {where_it_ends(path)}".rstrip())
     with console.bar("shards", 1) as bar:
         return verify(path, workers=workers, on_progress=lambda done, total: bar.update(done, total=total))
 

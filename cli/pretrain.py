@@ -71,6 +71,7 @@ def command(
     _check_usage(out, resume, {"preset": preset, "config_file": config_file, **named})
     from vlbert_data.memory import keep_freed_memory
     from vlbert_train.config import PretrainConfig
+    from vlbert_train.inputs import require_inputs
     from vlbert_train.stopping import StopSignals
 
     keep_freed_memory()
@@ -85,7 +86,8 @@ def command(
             from vlbert_train.run_folder import find_run
 
             config = changed(find_run(resume)[0].read_config())
-        # Only now: a wrong setting of a new run is told before torch has loaded.
+        require_inputs(config)
+        # Only now: a wrong setting or folder of a new run is told before torch has loaded.
         from vlbert_train import trainer
         from vlbert_train.distributed import join
 

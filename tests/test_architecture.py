@@ -18,6 +18,7 @@ FLOORS = {
     "vlbert_data.boxes": 0,
     "vlbert_data.halves": 0,
     "vlbert_data.memory": 0,
+    "vlbert_data.nearby": 0,
     "vlbert_data.runs": 0,
     "vlbert_data.copies": 0,
     "vlbert_data": 2,

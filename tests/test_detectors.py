@@ -303,7 +303,9 @@ def test_an_unknown_detector_is_answered_with_the_known_ones(spec: str, tmp_path
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"not a folder. Give a model's folder, or its hub name"):
+    with pytest.raises(
+        ConfigError, match=r"not a folder: there is no such path. Give a model's folder, or its hub name"
+    ):
         open_detector(f"hf:{tmp_path}/none", BuildConfig(), JsonlSource([_table(tmp_path)]))
     with pytest.raises(ConfigError, match=r"no config.json in this folder"):
         open_detector(f"hf:{tmp_path}", BuildConfig(), JsonlSource([_table(tmp_path)]))

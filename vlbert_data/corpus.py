@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data import runs, token_file
+from vlbert_data import nearby, runs, token_file
 from vlbert_data.copies import Origins, address
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.manifest import FileEntry, render
@@ -25,6 +25,7 @@ MANIFEST_NAME = "manifest.json"
 SOURCES_NAME = "sources.jsonl"
 REJECTS_NAME = "rejects.jsonl"
 STATE_FOLDER = ".build"
+EXPECTED = "a folder that vlb build-corpus has finished"
 
 
 def corpus_name(number: int) -> str:
@@ -86,12 +87,11 @@ def load_manifest(folder: Path) -> CorpusManifest:
         ShardError: no such folder, an unfinished build, a folder of something else, another version, or changed.
     """
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise ShardError(f"{folder}: there is no such folder.")
     if not path.exists():
-        found = "an unfinished corpus" if (folder / STATE_FOLDER).exists() else "no corpus"
-        raise ShardError(f"{folder}: {found}, no {MANIFEST_NAME}. Run the same vlb build-corpus command (again).")
+        raise ShardError(_why_not(folder))
     facts = files.read_json(path, what="manifest")
+    if isinstance(facts, dict) and "shards" in facts:
+        raise ShardError(f"{folder}: shards of images; expected {EXPECTED}. Shards go with --shards.")
     if not isinstance(facts, dict) or facts.get("kind") != KIND:
         raise ShardError(f"{folder}: not a corpus folder: its {MANIFEST_NAME} describes something else.")
     if facts.get("format_version") != FORMAT_VERSION:
@@ -106,6 +106,21 @@ def load_manifest(folder: Path) -> CorpusManifest:
     if path.read_bytes() != render(manifest.as_json()):
         raise ShardError(f"{path}: changed since it was written (its hash does not fit). Restore the original.")
     return manifest
+
+
+def _why_not(folder: Path) -> str:
+    """Return why a folder without a manifest is no corpus, and what to do."""
+    if not folder.is_dir():
+        return nearby.no_folder(folder, expected=EXPECTED, fits=_looks_right)
+    if (folder / STATE_FOLDER).exists():
+        return f"{folder}: an unfinished corpus, no {MANIFEST_NAME}. Run the same vlb build-corpus command again."
+    return (
+        f"{folder}: no corpus, no {MANIFEST_NAME}. {nearby.folders_inside(folder, _looks_right) or f'Give {EXPECTED}.'}"
+    )
+
+
+def _looks_right(folder: Path) -> bool:
+    return (folder / MANIFEST_NAME).is_file() and (folder / SOURCES_NAME).is_file()
 
 
 def _from_json(facts: dict[str, Any]) -> CorpusManifest:

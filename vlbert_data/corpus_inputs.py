@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.nearby import where_it_ends
 
 Kind = Literal["text", "jsonl", "parquet"]
 KINDS: Mapping[str, Kind] = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -115,7 +116,7 @@ def _expand(text: str) -> Iterator[tuple[Path, str]]:
             else:
                 yield Path(match), Path(match).name
     else:
-        raise ConfigError(f"{text}: there is no such file or folder.")
+        raise ConfigError(f"{text}: there is no such file or folder. {where_it_ends(Path(text))}".rstrip())
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:

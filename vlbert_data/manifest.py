@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlbert_data import nearby
 from vlbert_data.errors import ShardError
 from vlbert_data.shards import files
 from vlbert_data.shards.schema import FORMAT_VERSION, ShardSchema, check_version
@@ -19,6 +20,7 @@ INDEX_NAME = "index.parquet"
 REJECTS_NAME = "rejects.jsonl"
 CONTAINERS = ("lmdb", "hdf5")
 SUFFIXES = {"lmdb": ".lmdb", "hdf5": ".h5"}
+EXPECTED = "a folder that vlb build-shards or vlb import-features has finished"
 
 
 def shard_name(shard: int, container: str) -> str:
@@ -136,17 +138,11 @@ def load(folder: Path) -> Manifest:
         ShardError: no such folder, an unfinished build, another version, or a manifest that was changed.
     """
     path = folder / FILE_NAME
-    if not folder.is_dir():
-        raise ShardError(f"{folder}: there is no such folder.")
     if not path.exists():
-        shards = sum(1 for name in folder.iterdir() if name.name.startswith("shard-"))
-        if not shards and not (folder / ".build").exists():
-            raise ShardError(f"{folder}: no shards, no {FILE_NAME}. Give a folder that vlb build-shards has finished.")
-        raise ShardError(
-            f"{folder}: an unfinished build ({shards} shards so far), no {FILE_NAME}. Run the same vlb build-shards "
-            "command again to finish it."
-        )
+        raise ShardError(_why_not(folder))
     facts = files.read_json(path, what="manifest")
+    if isinstance(facts, dict) and "kind" in facts:
+        raise ShardError(f"{folder}: a {facts['kind']}; expected {EXPECTED}. A corpus goes with --corpus.")
     try:
         check_version(int(facts["format_version"]), str(path))
         manifest = _from_json(facts)
@@ -155,6 +151,24 @@ def load(folder: Path) -> Manifest:
     if path.read_bytes() != render(manifest.as_json()):
         raise ShardError(f"{path}: changed since it was written (its hash does not fit). Restore the original.")
     return manifest
+
+
+def _why_not(folder: Path) -> str:
+    """Return why a folder without a manifest is no shard folder, and what to do."""
+    if not folder.is_dir():
+        return nearby.no_folder(folder, expected=EXPECTED, fits=_looks_right)
+    shards = sum(1 for name in folder.iterdir() if name.name.startswith("shard-"))
+    if not shards and not (folder / ".build").exists():
+        hint = nearby.folders_inside(folder, _looks_right) or f"Give {EXPECTED}."
+        return f"{folder}: no shards, no {FILE_NAME}. {hint}"
+    return (
+        f"{folder}: an unfinished build ({shards} shards so far), no {FILE_NAME}. Run the same vlb build-shards "
+        "command again to finish it."
+    )
+
+
+def _looks_right(folder: Path) -> bool:
+    return (folder / FILE_NAME).is_file() and (folder / INDEX_NAME).is_file()
 
 
 def _from_json(facts: dict[str, Any]) -> Manifest:

@@ -19,6 +19,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.nearby import is_no_hub_name, where_it_ends
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
@@ -130,9 +131,16 @@ def load_tokenizer(spec: str | Path) -> TextTokenizer:
         return _from_folder(path)
     if path.is_file():
         return _from_vocabulary(path) if path.suffix == ".txt" else _from_json_file(path, {})
-    if path.suffix in (".json", ".txt") or path.is_absolute() or str(spec).startswith(".") or str(spec).count("/") > 1:
-        raise ConfigError(f"tokenizer {spec}: there is no such file or folder.")
+    refuse_missing(spec)
     return _from_transformers(str(spec))
+
+
+def refuse_missing(spec: str | Path) -> None:
+    """Raise a ConfigError where `spec` can only be a path of this machine and nothing is there; no hub is asked."""
+    path = Path(spec)
+    if not path.exists() and (path.suffix in (".json", ".txt") or is_no_hub_name(str(spec))):
+        hint = where_it_ends(path) or "Give --tokenizer a tokenizer.json, a vocab.txt, a folder or a name on the hub."
+        raise ConfigError(f"tokenizer {spec}: there is no such file or folder. {hint}")
 
 
 def _from_folder(folder: Path) -> TextTokenizer:
@@ -204,9 +212,11 @@ def _from_transformers(name: str) -> TextTokenizer:
         found = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise ConfigError(
-            f"tokenizer {name}: no file or folder of that name here, and transformers cannot load it: {reason} "
+        hint = where_it_ends(Path(name)) or (
             "Where there is no network, give --tokenizer a tokenizer.json, a vocab.txt or a folder."
+        )
+        raise ConfigError(
+            f"tokenizer {name}: no file or folder of that name here, and transformers cannot load it: {reason} {hint}"
         ) from error
     if not found.is_fast:
         raise ConfigError(f"tokenizer {name}: {type(found).__name__} has no fast version, which vlb needs.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError, VlbError
+from vlbert_data.nearby import is_no_hub_name, where_it_ends
 
 # What decides a model's output: its configuration, its tensors and how images are prepared.
 WANTED = ("*.json", "*.safetensors", "*.bin")
@@ -24,8 +25,9 @@ def resolve(name: str, *, wanted: Sequence[str] = WANTED) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"{name}: not a folder. Give a model's folder, or its hub name.")
+    refuse_missing(name)
+    if path.exists():
+        raise ConfigError(f"{name}: a file, not a folder. Give a model's folder, or its hub name.")
     from huggingface_hub import snapshot_download
 
     try:
@@ -35,6 +37,14 @@ def resolve(name: str, *, wanted: Sequence[str] = WANTED) -> Path:
             f"{name}: no folder of that name, and the hub gave no model ({type(error).__name__}). Check the name and "
             "the network, or give a local folder."
         ) from error
+
+
+def refuse_missing(name: str) -> None:
+    """Raise a ConfigError where `name` can only be a path of this machine and nothing is there; no hub is asked."""
+    path = Path(name).expanduser()
+    if is_no_hub_name(name) and not path.exists():
+        hint = where_it_ends(path) or "Give a model's folder, or its hub name."
+        raise ConfigError(f"{name}: not a folder: there is no such path. {hint}")
 
 
 def choose_device(name: str) -> Any:

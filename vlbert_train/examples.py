@@ -14,11 +14,12 @@ from vlbert_data.corpus import CorpusFolder
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.shards.folder import ShardFolder
-from vlbert_data.tokenizer import TextTokenizer, load_tokenizer
+from vlbert_data.tokenizer import TextTokenizer
 from vlbert_data.types import Array, LabelSpace
 from vlbert_data.windows import open_windows
 from vlbert_train.captions import CaptionSet, kept_aside
 from vlbert_train.config import PretrainConfig
+from vlbert_train.inputs import load_fitting_tokenizer
 from vlbert_train.sets import Meaning, Sets, TextSet
 from vlbert_train.supply import Supply
 from vlbert_train.tokens import Advance, TokenCache
@@ -44,7 +45,8 @@ def open_supply(
     data = config.data
     folders = [_open_shards(path) for path in data.shards]
     held_out = [_open_shards(path) for path in data.val_shards]
-    tokenizer, corpus = load_tokenizer(data.tokenizer), _open_corpus(data.corpus)
+    corpus = _open_corpus(data.corpus)
+    tokenizer = _tokenizer(data.tokenizer, corpus)
     meaning = _meaning(folders + held_out, tokenizer, config)
     _refuse_validation_on_training(folders, held_out)
     caches = {id(f): TokenCache.open(f, tokenizer, cache_dir, advance) for f in folders + held_out}
@@ -81,7 +83,8 @@ def open_evaluation(
         As `open_supply`.
     """
     folders = [_open_shards(path) for path in shards]
-    tokenizer, texts = load_tokenizer(config.data.tokenizer), _open_corpus(corpus)
+    texts = _open_corpus(corpus)
+    tokenizer = _tokenizer(config.data.tokenizer, texts)
     meaning = _meaning(folders, tokenizer, config)
     caches = [TokenCache.open(folder, tokenizer, cache_dir) for folder in folders]
     captions = _captions([(folder, cache, None) for folder, cache in zip(folders, caches, strict=True)])
@@ -109,6 +112,11 @@ def _open_shards(path: str | Path) -> ShardFolder:
 
 def _open_corpus(path: str | Path | None) -> CorpusFolder | None:
     return None if path is None else CorpusFolder.open(path)
+
+
+def _tokenizer(name: str, corpus: CorpusFolder | None) -> TextTokenizer:
+    # After the folders: a name may have to be asked of a hub, which takes a minute where there is no network.
+    return load_fitting_tokenizer(name, corpus)
 
 
 def _open_texts(corpus: CorpusFolder | None, tokenizer: TextTokenizer, config: PretrainConfig) -> TextSet | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlbert_data.errors import ConfigError, VlbError
+from vlbert_data.nearby import folders_inside, where_it_ends
 from vlbert_data.shards import files
 from vlbert_train import config as config_module
-from vlbert_train.checkpoint import NAME, list_checkpoints
+from vlbert_train.checkpoint import MODEL_NAME, NAME, list_checkpoints
 from vlbert_train.config import PretrainConfig
 
 CONFIG_NAME = "config.json"
@@ -57,7 +58,8 @@ class RunFolder:
         path = self.path / CONFIG_NAME
         if not path.is_file():
             what = f"has no {CONFIG_NAME}, so it is no run folder" if self.path.is_dir() else "there is no such folder"
-            raise ConfigError(f"{self.path}: {what}. Start a run with vlb pretrain --out {self.path}")
+            hint = self._meant() or f"Start a run with vlb pretrain --out {self.path}"
+            raise ConfigError(f"{self.path}: {what}. {hint}")
         try:
             facts = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -68,6 +70,14 @@ class RunFolder:
             return config_module.from_json(facts)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+    def _meant(self) -> str:
+        """Return a sentence that proposes a run near this path, or in it; empty where there is none."""
+
+        def is_run(path: Path) -> bool:
+            return (path / CONFIG_NAME).is_file() and not (path / MODEL_NAME).exists()
+
+        return folders_inside(self.path, is_run) if self.path.is_dir() else where_it_ends(self.path, fits=is_run)
 
     def write_config(self, config: PretrainConfig) -> None:
         """Write the settings, all or nothing."""

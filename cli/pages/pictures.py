@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.images import decode_rgb, encode_thumbnail
+from vlbert_data.nearby import where_it_ends
 
 # As vlb build-shards --thumbnails stores them.
 LONGEST_SIDE_PX = 320
@@ -17,12 +18,17 @@ JPEG_QUALITY = 80
 JPEG_START = b"\xff\xd8"
 
 
+def require_pictures(folder: Path) -> None:
+    """Raise a ConfigError unless `folder` is one."""
+    if not folder.is_dir():
+        raise ConfigError(f"--images {folder}: there is no such folder. {where_it_ends(folder)}".rstrip())
+
+
 class PictureFolder:
     """The image files of a folder, found by image ids; `files` are its paths, as many as it has in any depth."""
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise ConfigError(f"--images {folder}: there is no such folder.")
+        require_pictures(folder)
         self.folder = folder
         self.files = sorted(path for path in folder.rglob("*") if path.is_file())
         # Only what is unique: of two files that an id could mean neither is shown.

@@ -18,6 +18,7 @@ import numpy as np
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.placed_file import PlacedFile
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
+from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import captions_of, id_hash
 from vlbert_data.types import Array, is_unicode
@@ -103,7 +104,10 @@ def open_captions(path: Path) -> CaptionFile:
         ConfigError: unreadable, or no line holds a caption of an image.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; --captions takes COCO JSON, JSONL or a table with tabs.")
+        hint = where_it_ends(path)
+        raise ConfigError(
+            f"{path}: no such file; --captions takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
+        )
     document = read_document(path)
     if document is not None:
         held = list(_coco_entries(path, document))

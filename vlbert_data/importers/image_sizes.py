@@ -15,6 +15,7 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
+from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import id_hash, size_of
 from vlbert_data.types import Array
@@ -48,7 +49,10 @@ def open_image_sizes(path: Path) -> ImageSizes:
         ConfigError: unreadable, or no entry states an image's size.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; --image-sizes takes COCO JSON, JSONL or a table with tabs.")
+        hint = where_it_ends(path)
+        raise ConfigError(
+            f"{path}: no such file; --image-sizes takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
+        )
     hashes, sizes = array("Q"), array("i")
     for names, size in _entries(path):
         for name in dict.fromkeys(names):

@@ -11,6 +11,7 @@ from vlbert_data.copies import Origins, address
 from vlbert_data.errors import ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import Manifest
+from vlbert_data.nearby import where_it_ends
 from vlbert_data.shards.base import MappedShard, ShardWriter
 from vlbert_data.shards.hdf5 import Hdf5Shard, Hdf5ShardWriter
 from vlbert_data.shards.lmdb import LmdbShard, LmdbShardWriter, field_places, scan
@@ -155,7 +156,7 @@ def open_shard_file(path: Path) -> MappedShard:
         ShardError: neither LMDB nor HDF5, not a shard, or damaged. See `lmdb.scan` for what damage can do.
     """
     if not path.is_file():
-        raise ShardError(f"{path}: there is no such file.")
+        raise ShardError(f"{path}: there is no such file or folder. {where_it_ends(path)}".rstrip())
     with path.open("rb") as stream:
         head = stream.read(32)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):

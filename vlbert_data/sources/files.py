@@ -6,13 +6,13 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.nearby import where_it_ends
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.types import Array
 
@@ -95,7 +95,7 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  (Path.glob wants its start apart)
             if not matches:
-                raise ConfigError(f"{given}: no file matches. {_where_it_ends(Path(given))}".rstrip())
+                raise ConfigError(f"{given}: no file matches. {where_it_ends(Path(given))}".rstrip())
             paths.extend(map(Path, matches))
         else:
             raise missing_path(Path(given))
@@ -104,7 +104,7 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def missing_path(path: Path) -> ConfigError:
     """Return the error for a path that is not there, with the nearest existing name if there is one."""
-    return ConfigError(f"{path}: no such file or folder. {_where_it_ends(path)}".rstrip())
+    return ConfigError(f"{path}: no such file or folder. {where_it_ends(path)}".rstrip())
 
 
 def require_folder(path: Path) -> Path:
@@ -118,19 +118,6 @@ def require_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ConfigError(f"{path}: a file; expected the folder of the images.")
     return path
-
-
-def _where_it_ends(path: Path) -> str:
-    """Return a sentence on the deepest part of `path` that exists and the nearest name to the part that does not."""
-    for folder, missing in zip(path.parents, [path, *path.parents], strict=False):
-        if folder.is_dir():
-            near = get_close_matches(missing.name, sorted(entry.name for entry in folder.iterdir()), n=1)
-            if near:
-                meant = folder / near[0]
-                whole = meant / path.relative_to(missing)
-                return f"Did you mean {whole if whole.exists() else meant}?"
-            return "" if folder == path.parent else f"{folder} exists, but it holds no {missing.name!r}."
-    return ""
 
 
 def relative_names(paths: Sequence[Path]) -> list[str]:
