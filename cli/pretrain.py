@@ -157,8 +157,17 @@ def _say_end(outcome: "Outcome") -> None:
         console.say(f"Stopped after step {outcome.step} of {outcome.steps}: saved {outcome.checkpoint}")
         console.say(f"Go on with: vlb pretrain --resume {outcome.run}")
     else:
-        click.echo(f"{outcome.step} steps done: {outcome.checkpoint}")
+        if outcome.new:
+            click.echo(f"{outcome.step} steps done: {outcome.checkpoint}")
+        else:
+            click.echo(f"Nothing was trained: {outcome.checkpoint} has {_of_steps(outcome)}.")
         console.say(f"Go on with: vlb pretrain --resume {outcome.run} --set run.steps={2 * outcome.step}")
+
+
+def _of_steps(outcome: "Outcome") -> str:
+    if outcome.step == outcome.steps:
+        return f"all {outcome.steps} steps that run.steps asks for"
+    return f"{outcome.step} steps already, and run.steps is {outcome.steps}"
 
 
 @contextmanager

@@ -78,11 +78,28 @@ def test_a_run_is_made_resumed_and_continued_with_more_steps(
     assert "step 4/4 | loss " in answer.err
     assert "validation | loss" in answer.err
     assert "0:00 left" in answer.err
-    answer = vlb("pretrain", "--resume", run)
-    assert (answer.code, answer.out) == (0, f"4 steps done: {run / 'checkpoints' / 'step-00000004'}\n")
     answer = vlb("pretrain", "--resume", run, "--set", "run.steps=6")
     assert answer.out == f"6 steps done: {run / 'checkpoints' / 'step-00000006'}\n"
     assert load_state(run / "checkpoints" / "step-00000006").config["data"]["caption_batch"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([], "has all 12 steps that run.steps asks for"),
+        (["run.steps=12"], "has all 12 steps that run.steps asks for"),
+        (["run.steps=7"], "has 12 steps already, and run.steps is 7"),
+    ],
+)
+def test_a_run_that_has_its_steps_says_that_nothing_was_trained_and_how_to_go_on(
+    vlb: Callable[..., Answer], whole: Path, changes: list[str], words: str
+) -> None:
+    before = {path: path.read_bytes() for path in (whole / "config.json", whole / "metrics.jsonl")}
+    answer = vlb("pretrain", "--resume", whole, *[part for change in changes for part in ("--set", change)])
+    assert answer.code == 0, answer.err
+    assert answer.out == f"Nothing was trained: {whole / 'checkpoints' / 'step-00000012'} {words}.\n"
+    assert answer.err == f"Go on with: vlb pretrain --resume {whole} --set run.steps=24\n"
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_presets_files_options_and_set_are_taken_in_this_order(

@@ -255,7 +255,7 @@ def test_a_run_asked_to_stop_saves_says_where_and_goes_on_bit_equal(
     watch = Watch(should_stop=lambda: len(asked) >= at - 1, on_progress=asked.append)
     outcome = trainer.start(tmp_path / "run", data.config(), WORLD, watch)
     stopped_at = tmp_path / "run" / "checkpoints" / checkpoint.checkpoint_name(at)
-    assert outcome == Outcome(run=tmp_path / "run", step=at, steps=12, checkpoint=stopped_at, stopped=True)
+    assert outcome == Outcome(run=tmp_path / "run", step=at, new=at, steps=12, checkpoint=stopped_at, stopped=True)
     assert stopped_at.is_dir()
     assert trainer.resume(tmp_path / "run", same, WORLD, Watch()).stopped is False
     assert_bit_equal(weights(tmp_path / "run"), weights(whole))

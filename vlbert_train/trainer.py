@@ -59,10 +59,11 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How far the run came: `step` steps are done, the last checkpoint, and whether it was asked to stop."""
+    """How far a run came: `step` steps are done, `new` of them now. stopped: asked to, before the last step."""
 
     run: Path
     step: int
+    new: int
     steps: int
     checkpoint: Path
     stopped: bool
@@ -108,7 +109,9 @@ def resume(path: Path, changes: Callable[[PretrainConfig], PretrainConfig], worl
         _refuse_another_run(run, from_json(state.config).identity(), config.identity())
         _refuse_other_data(run, state.data, session.supply.identity())
         if state.step >= config.run.steps:
-            return Outcome(run=run.path, step=state.step, steps=config.run.steps, checkpoint=chosen, stopped=False)
+            return Outcome(
+                run=run.path, step=state.step, new=0, steps=config.run.steps, checkpoint=chosen, stopped=False
+            )
         learner = session.new_learner(init=False, weights=chosen)
         learner.load_optimizer(checkpoint.read_optimizer(chosen))
         return session.train(learner, step=state.step, counters=dict(state.counters))
@@ -267,7 +270,14 @@ class _Loop:
             where = f"The last checkpoint is {last}." if last else "There is no checkpoint yet."
             raise NonFiniteError(f"{error} {where}") from error
         assert saved is not None, "the last step makes a checkpoint"
-        return Outcome(run=session.run.path, step=done, steps=steps, checkpoint=saved, stopped=stopped and done < steps)
+        return Outcome(
+            run=session.run.path,
+            step=done,
+            new=done - self.first_step,
+            steps=steps,
+            checkpoint=saved,
+            stopped=stopped and done < steps,
+        )
 
     def _step(self, number: int, batches: list[Batch], wait_s: float) -> bool:
         """Take a step and return whether some rank was asked to stop."""
