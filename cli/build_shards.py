@@ -7,13 +7,12 @@ import click
 
 from cli import console
 from cli.options import Choice
-from vlbert_data.build.config import PUBLISHED_ROIS, BuildConfig, parse_part, read_toml
+from vlbert_data.build.config import PUBLISHED_ROIS, RARER, BuildConfig, parse_part, read_toml
+from vlbert_data.build.differences import several
 from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import CONTAINERS
 
 DEFAULTS = BuildConfig()
-# Settings that have no option of their own.
-RARER = ("short_side_px", "long_side_px", "max_pixels", "seed")
 
 
 class PartType(click.ParamType[tuple[int, int]]):
@@ -108,7 +107,10 @@ def command(
 
     keep_freed_memory()
     source = open_source(inputs, images=images, format=format_name, allow_bordered=allow_bordered)
-    build = _prepare(out, source, (detector, describer), settings)
+    models = {"--detector": detector, "--describer": describer}
+    given = {"the input": several(inputs), "--images": images, "--format": format_name}
+    asked = {"source": given, "detector": models, "describer": models, "label_space": models}
+    build = _prepare(out, source, settings, asked)
     build.retry_rejected = retry_rejected
     rate = console.Rate()
     try:
@@ -149,14 +151,14 @@ def default_how() -> dict[str, Any]:
     return {"workers": max(1, min(8, (os.cpu_count() or 1) // 2))}
 
 
-def _prepare(out: Path, source: Any, specs: tuple[str, str | None], settings: BuildConfig) -> Any:
+def _prepare(out: Path, source: Any, settings: BuildConfig, asked: dict[str, dict[str, Any]]) -> Any:
     from vlbert_data.build.run import Build
     from vlbert_data.describe.open import open_describer
     from vlbert_data.detect.open import open_detector
 
-    detector = open_detector(specs[0], settings, source)
-    describer = open_describer(specs[1], settings, detector)
-    return Build(folder=out, source=source, detector=detector, describer=describer, config=settings)
+    detector = open_detector(asked["detector"]["--detector"], settings, source)
+    describer = open_describer(asked["describer"]["--describer"], settings, detector)
+    return Build(folder=out, source=source, detector=detector, describer=describer, config=settings, asked=asked)
 
 
 def _print_summary(out: Path, manifest: Any, built: int) -> None:

@@ -8,6 +8,7 @@ import click
 from cli import console
 from cli.options import Choice
 from vlbert_data.build.config import BuildConfig
+from vlbert_data.build.differences import several
 from vlbert_data.manifest import CONTAINERS
 
 DEFAULTS = BuildConfig()
@@ -47,7 +48,8 @@ def command(inputs: tuple[str, ...], out: Path, format_name: str | None, **optio
     settings = {name: options[name] for name in names if options[name] is not None}
     config = BuildConfig(**_default_how()).updated(settings)
     importer, beside = _open(inputs, format_name, options)
-    work = Import(folder=out, importer=importer, config=config, beside=beside)
+    asked = _asked(inputs, format_name, options)
+    work = Import(folder=out, importer=importer, config=config, beside=beside, asked=asked)
     rate = console.Rate()
     try:
         with console.bar("images", len(importer)) as bar:
@@ -68,6 +70,21 @@ def _default_how() -> dict[str, Any]:
     import os
 
     return {"workers": max(1, min(8, (os.cpu_count() or 1) // 2))}
+
+
+def _asked(inputs: tuple[str, ...], format_name: str | None, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what was typed for each part of an import's identity; see `vlbert_data.build.differences`."""
+    source = {"the input": several(inputs), "--format": format_name}
+    labels = {f"--{name.replace('_', '-')}": options[name] for name in ("label_space", "background", "class_names")}
+    classes = {name: None if value is None else str(value) for name, value in labels.items()}
+    classes["--no-labels"] = "given" if options["no_labels"] else None
+    beside = {name: options[name] and str(options[name]) for name in ("captions", "image_sizes", "key_pattern")}
+    return {
+        "source": {**source, "--class-names": classes["--class-names"]},
+        "label_space": classes,
+        "meaning": {**source, **classes},
+        **{name: {f"--{name.replace('_', '-')}": value} for name, value in beside.items()},
+    }
 
 
 def _open(inputs: tuple[str, ...], format_name: str | None, options: dict[str, Any]) -> tuple[Any, Any]:

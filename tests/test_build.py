@@ -219,7 +219,9 @@ def test_damaged_state_of_a_build_names_the_file_to_remove(table: Path, tmp_path
 
 
 def test_other_settings_on_the_same_folder_are_refused_by_name(table: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"settings\.shard_size was 4, is now 5"):
+    with pytest.raises(
+        ConfigError, match=r"begun with other settings: --shard-size was 4, is now 5\. Give the same again"
+    ):
         build(table, whole, max_rejects=1, shard_size=5)
     make_build(table, tmp_path / "out").run((0, 2))
     with pytest.raises(ConfigError, match=r"describer\.scale was 1\.0, is now 2\.0"):

@@ -290,7 +290,7 @@ def test_a_second_build_other_settings_and_changed_input_are_refused(vocabulary:
     source, out = tmp_path / "novel.txt", tmp_path / "out"
     source.write_bytes(make_text(1, 40).encode())
     build(source, vocabulary, out)
-    with pytest.raises(ConfigError, match=r"begun with other settings: .*unit_bytes"):
+    with pytest.raises(ConfigError, match=r"begun with other settings: --shard-size in bytes was \d+, is now 2048\."):
         build(source, vocabulary, out, unit_bytes=2048)
     (out / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="holds files that are no corpus"):

@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlbert_data import corpus as corpus_module
-from vlbert_data.build.state import difference
+from vlbert_data.build.differences import Asked, refuse_differences, several
 from vlbert_data.corpus import STATE_FOLDER, CorpusManifest
 from vlbert_data.corpus_inputs import DOCUMENTS, Inputs, Piece, Unit, find_inputs, needs_measuring, plan_units
 from vlbert_data.corpus_unit import UnitOutcome, UnitSettings, load_outcome, rejects_path
@@ -29,9 +29,10 @@ from vlbert_data.tokenizer import TextTokenizer
 
 MIN_UNIT_BYTES = 1 << 10
 MAX_UNIT_BYTES = 1 << 30
-DIFFERENCES_SHOWN = 5
 # Their versions can change ids, and the bytes of corpus files.
 PACKAGES = ("tokenizers", "pyarrow")
+# How people write a setting, by its place in a build's identity.
+SETTING_OPTIONS = {"document": "--document", "text_field": "--text-field", "unit_bytes": "--shard-size in bytes"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,9 +143,16 @@ class CorpusBuild:
 
     def _finished(self) -> CorpusResult:
         manifest = corpus_module.load_manifest(self.folder)
-        _refuse_differences(self.folder, manifest.build, self.identity())
+        self._refuse_differences(manifest.build, {})
         shutil.rmtree(self.folder / STATE_FOLDER, ignore_errors=True)
         return CorpusResult(manifest=manifest, built=0)
+
+    def _asked(self) -> dict[str, dict[str, str | None]]:
+        return {"tokenizer": {"--tokenizer": self.tokenizer.name}, "input": {"the input": several(self.inputs)}}
+
+    def _refuse_differences(self, found: Mapping[str, Any], asked: Asked) -> None:
+        wanted = json.loads(files.canonical_json(self.identity()))
+        refuse_differences(self.folder, found, wanted, (asked, self._asked()), SETTING_OPTIONS)
 
     def _refuse_foreign(self) -> None:
         state = self.folder / STATE_FOLDER
@@ -161,7 +169,7 @@ class CorpusBuild:
         stamps = [[file.name, file.num_bytes, file.mtime_ns] for file in self.found.files]
         if path.exists():
             facts = files.read_json(path, what="state of a build")
-            _refuse_differences(self.folder, facts["identity"], self.identity())
+            self._refuse_differences(facts["identity"], facts.get("asked", {}))
             for before, now in zip(facts["files"], stamps, strict=True):
                 if before != now:
                     raise ConfigError(
@@ -174,7 +182,7 @@ class CorpusBuild:
         )
         numbers = {file.path: number for number, file in enumerate(self.found.files)}
         plan = [[[numbers[p.file.path], p.start, p.stop, p.num_bytes] for p in unit] for unit in units]
-        facts = {"identity": self.identity(), "files": stamps, "units": plan}
+        facts = {"identity": self.identity(), "asked": self._asked(), "files": stamps, "units": plan}
         files.write_bytes(path, json.dumps(facts, ensure_ascii=False).encode())
         return units
 
@@ -262,13 +270,6 @@ class CorpusBuild:
 
 def _kind_of(file: Any) -> str:
     return f"{file.kind} {file.compression}" if file.compression else str(file.kind)
-
-
-def _refuse_differences(folder: Path, found: Any, wanted: dict[str, Any]) -> None:
-    differences = list(difference(found, json.loads(files.canonical_json(wanted))))
-    if differences:
-        shown = "; ".join(differences[:DIFFERENCES_SHOWN])
-        raise ConfigError(f"{folder}: begun with other settings: {shown}. Give the same again, or another --out.")
 
 
 @contextlib.contextmanager

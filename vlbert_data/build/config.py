@@ -90,6 +90,8 @@ class BuildConfig:
 # Numbers of RoIs that a selection rule was published with, where they are not the defaults.
 # Source: the extraction script of LXMERT's detector port.
 PUBLISHED_ROIS = {"maxnms": {"min_rois": 36, "max_rois": 36}}
+# Settings that have no option of their own, but a line in the file that --config names.
+RARER = ("short_side_px", "long_side_px", "max_pixels", "seed")
 HOW = frozenset({"max_rejects", "workers", "batch_size", "device"})
 LIMITS = (
     ("shard_size", 1, 1_000_000),
@@ -109,6 +111,13 @@ LIMITS = (
     ("batch_size", 1, 1024),
     ("seed", 0, 2**63 - 1),
 )
+
+
+# How people write a setting, by its place in a build's identity.
+SETTING_OPTIONS = {
+    f"settings.{entry.name}": entry.name if entry.name in RARER else f"--{entry.name.replace('_', '-')}"
+    for entry in fields(BuildConfig)
+} | {"settings.thumbnail_px": "--thumbnails", "format_version": "the version of the shard format"}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

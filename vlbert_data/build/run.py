@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.decode import Decoded, DecodeSettings, decode_all, reject
+from vlbert_data.build.differences import Asked
 from vlbert_data.build.state import BuildState, TooManyRejectsError, check_shard_count
 from vlbert_data.build.writer import Add, Begin, Finish, WriterProcess, disk_error
 from vlbert_data.describe.base import Describer, Description, DetectorDescriber
@@ -55,7 +56,7 @@ class BuildResult:
 
 @dataclass(kw_only=True)
 class Build:
-    """A build of `source` into `folder`; `run` does all of it or one part."""
+    """A build of `source` into `folder`; `run` does all of it or one part. asked: what was typed; see `differences`."""
 
     folder: Path
     source: Source
@@ -64,6 +65,7 @@ class Build:
     config: BuildConfig
     on_progress: Callable[[Progress], None] = lambda _: None
     retry_rejected: bool = False
+    asked: Asked = field(default_factory=dict)
     state: BuildState = field(init=False)
     schema: ShardSchema = field(init=False)
 
@@ -76,7 +78,7 @@ class Build:
             has_attributes=self.detector.has_attributes,
             label_space=self.detector.label_space,
         )
-        self.state = BuildState(self.folder, self.identity(), count, self.config.container)
+        self.state = BuildState(self.folder, self.identity(), count, self.config.container, self.asked)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what the records hold, as JSON types."""

@@ -1,8 +1,8 @@
 """What a build leaves behind while it runs, in `.build/`. Promise: a shard counts as done only when all of it is.
 
-build.json: what is being built. shard-NNNNN.parquet and shard-NNNNN.json: a finished shard's rows of the index and
-everything else of it; the JSON is written last and makes it count. rejects.jsonl: what was rejected, where that was too
-much. *.lock: who is at work. All of it goes when the manifest is there.
+build.json: what is being built, and what was typed for it. shard-NNNNN.parquet and shard-NNNNN.json: a finished shard's
+rows of the index and everything else of it; the JSON is written last and makes it count. rejects.jsonl: what was
+rejected, where that was too much. *.lock: who is at work. All of it goes when the manifest is there.
 """
 
 import contextlib
@@ -19,14 +19,15 @@ import pyarrow as pa
 
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
-from vlbert_data.build.config import BuildConfig
+from vlbert_data.build.config import SETTING_OPTIONS, BuildConfig
+from vlbert_data.build.differences import Asked, refuse_differences
 from vlbert_data.errors import ConfigError, ShardError, VlbError
 from vlbert_data.manifest import Manifest, ShardEntry
 from vlbert_data.shards import files
 from vlbert_data.shards.job import WrittenShard
 
 STATE_FOLDER = ".build"
-DIFFERENCES_SHOWN = 5
+ASKED = "asked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +50,14 @@ class TooManyRejectsError(VlbError):
 class BuildState:
     """The `.build` folder of a build of `num_shards` shards into `folder`."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], num_shards: int, container: str) -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], num_shards: int, container: str, asked: Asked | None = None
+    ) -> None:
+        """Name a build by its `identity`; asked: what was typed, for whoever types something else the next time."""
         self.folder = folder
         self.num_shards = num_shards
         self._identity = json.loads(files.canonical_json(identity))
+        self._asked = {part: dict(options) for part, options in (asked or {}).items()}
         self._container = container
         self._state = folder / STATE_FOLDER
 
@@ -65,7 +70,7 @@ class BuildState:
         if not (self.folder / manifest_module.FILE_NAME).exists():
             return None
         manifest = manifest_module.load(self.folder)
-        self._refuse_differences(manifest.build)
+        self._refuse_differences(manifest.build, {})
         return manifest
 
     def begin(self) -> Manifest | None:
@@ -90,9 +95,11 @@ class BuildState:
             if manifest is not None:
                 return manifest
             if path.exists():
-                self._refuse_differences(files.read_json(path, what="state of a build"))
+                facts = files.read_json(path, what="state of a build")
+                asked = facts.pop(ASKED, {})
+                self._refuse_differences(facts, asked)
             else:
-                files.write_bytes(path, json.dumps(self._identity, indent=1).encode())
+                files.write_bytes(path, json.dumps({**self._identity, ASKED: self._asked}, indent=1).encode())
         return None
 
     @contextlib.contextmanager
@@ -219,28 +226,8 @@ class BuildState:
     def _outcome(self, shard: int) -> Path:
         return self._state / f"shard-{shard:05d}.json"
 
-    def _refuse_differences(self, found: Mapping[str, Any]) -> None:
-        differences = list(difference(dict(found), self._identity))
-        if differences:
-            shown = "; ".join(differences[:DIFFERENCES_SHOWN])
-            more = f"; and {len(differences) - DIFFERENCES_SHOWN} more" if len(differences) > DIFFERENCES_SHOWN else ""
-            raise ConfigError(
-                f"{self.folder}: begun with other settings: {shown}{more}. Give the same again, or another --out."
-            )
-
-
-def difference(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Yield in words where two JSON values differ, such as `shard_size was 1000, is now 500`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield f"{name} was {_short(old)}, is now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    def _refuse_differences(self, found: Mapping[str, Any], asked: Asked) -> None:
+        refuse_differences(self.folder, found, self._identity, (asked, self._asked), SETTING_OPTIONS)
 
 
 def check_shard_count(num_inputs: int, shard_size: int) -> int:

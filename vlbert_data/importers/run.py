@@ -10,6 +10,7 @@ from typing import Any
 
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
+from vlbert_data.build.differences import Asked
 from vlbert_data.build.state import BuildState, check_shard_count
 from vlbert_data.build.writer import disk_error
 from vlbert_data.errors import ConfigError
@@ -27,8 +28,8 @@ from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
 from vlbert_data.types import Array
 
-WITHOUT_IMAGE = "captions without image"
 KEYS_SHOWN = 3
+WITHOUT_IMAGE = "captions without image"
 # What of a `BuildConfig` an import has.
 SETTINGS = ("container", "shard_size", "label_topk")
 
@@ -62,7 +63,7 @@ class ImportResult:
 
 @dataclass(kw_only=True)
 class Import:
-    """An import of `importer` into `folder`; `run` does it.
+    """An import of `importer` into `folder`; `run` does it. asked: what was typed; see `build.differences`.
 
     Raises:
         ConfigError: at birth, when something must be given or cannot be right: labels, captions, sizes.
@@ -72,6 +73,7 @@ class Import:
     importer: Importer
     config: BuildConfig
     beside: Beside
+    asked: Asked = field(default_factory=dict)
     on_progress: Callable[[Progress], None] = lambda _: None
     maker: ShardMaker = field(init=False)
     _hashes: Array = field(init=False, repr=False)
@@ -93,7 +95,7 @@ class Import:
         )
         self.maker = ShardMaker(
             reading=reading,
-            state=BuildState(self.folder, self.identity(reading.meaning), count, self.config.container),
+            state=BuildState(self.folder, self.identity(reading.meaning), count, self.config.container, self.asked),
             container=self.config.container,
             shard_size=self.config.shard_size,
         )
