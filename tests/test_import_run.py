@@ -231,7 +231,9 @@ def test_a_key_pattern_finds_the_image_id(tmp_path: Path, table: Path, captions:
 
 def test_captions_of_other_images_are_refused_with_names_of_both(tmp_path: Path, table: Path) -> None:
     captions = write_captions(tmp_path / "other.json", [make_detections(99)])
-    with pytest.raises(ConfigError, match=r"none of the images. Images are called COCO_val2014_0+1, .* captions' 99"):
+    with pytest.raises(
+        ConfigError, match=r"none of the images. Images are called 'COCO_val2014_0+1', .* the file has '99'\."
+    ):
         run_import(table, tmp_path / "out", captions=captions)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.importers.keys import holds
 from vlbert_data.importers.placed_file import PlacedFile
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
 from vlbert_data.nearby import where_it_ends
@@ -83,6 +84,10 @@ class CaptionFile:
             for offset in range(int((high - low).max(initial=0))):
                 used[self.alias_entries[(low + offset)[low + offset < high]]] = True
         return int(self.counts[~used].sum())
+
+    def has(self, image_id: str) -> bool:
+        """Return whether an entry goes by this id."""
+        return holds(self.alias_hashes, image_id)
 
     def some_names(self) -> list[str]:
         """Return the names of a few images, for a person who wonders why none was found."""

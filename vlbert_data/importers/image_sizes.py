@@ -8,18 +8,21 @@ import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.importers.keys import holds
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
 from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import id_hash, size_of
 from vlbert_data.types import Array
 
+NAMES_SHOWN = 3
 Entry = tuple[list[str], tuple[int, int]]
 
 
@@ -40,6 +43,14 @@ class ImageSizes:
             return None
         width, height = self.sizes[place].tolist()
         return (width, height) if width else None
+
+    def has(self, image_id: str) -> bool:
+        """Return whether the file states a size of this image."""
+        return holds(self.hashes, image_id)
+
+    def some_names(self) -> list[str]:
+        """Return the names of a few images, for a person who wonders why none was found."""
+        return [names[0] for names, _ in islice(_entries(self.path), NAMES_SHOWN)]
 
 
 def open_image_sizes(path: Path) -> ImageSizes:

@@ -67,6 +67,13 @@ def any_common(some: Array, rising: Array) -> bool:
     return False
 
 
+def holds(rising: Array, image_id: str) -> bool:
+    """Return whether the hash of an image id is in `rising`, uint64 [m]."""
+    wanted = np.uint64(id_hash(image_id))
+    place = int(np.searchsorted(rising, wanted))
+    return place < len(rising) and bool(rising[place] == wanted)
+
+
 def _hash(key: str, number: int, pattern: KeyPattern) -> int:
     try:
         return id_hash(pattern.image_id(key))

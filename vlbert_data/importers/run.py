@@ -21,6 +21,7 @@ from vlbert_data.importers.keys import KeyPattern, Repeats, any_common, hash_key
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.make_shards import Done, ShardMaker, make_in_processes
 from vlbert_data.importers.meaning import Meaning
+from vlbert_data.importers.mismatch import explain_mismatch
 from vlbert_data.importers.reading import Reading
 from vlbert_data.manifest import Manifest
 from vlbert_data.shards.files import encode_json
@@ -28,7 +29,6 @@ from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
 from vlbert_data.types import Array
 
-KEYS_SHOWN = 3
 WITHOUT_IMAGE = "captions without image"
 # What of a `BuildConfig` an import has.
 SETTINGS = ("container", "shard_size", "label_topk")
@@ -189,20 +189,10 @@ class Import:
         if captions is None and not traits.has_captions:
             raise ConfigError(f"{traits.format} stores no captions. Give them with --captions FILE.")
         if captions is not None and not any_common(self._hashes, captions.alias_hashes):
-            raise ConfigError(
-                f"{captions.path}: captions of none of the images. Images are called {self._some_ids(pattern)}, the "
-                f"captions' {', '.join(captions.some_names())}. Let --key-pattern find the one in the other, such as "
-                r"--key-pattern '0*(\d+)$'."
-            )
+            why = explain_mismatch(self.importer.keys, pattern, captions.some_names(), captions.has)
+            raise ConfigError(f"{captions.path}: captions of none of the images. {why}")
         if sizes is None and not traits.has_image_sizes:
             raise ConfigError(f"{traits.format} stores no image sizes. Give them with --image-sizes FILE.")
         if sizes is not None and not traits.has_image_sizes and not any_common(self._hashes, sizes.hashes):
-            raise ConfigError(
-                f"{sizes.path}: sizes of none of the images. Images are called {self._some_ids(pattern)}. "
-                "Look at --key-pattern."
-            )
-
-    def _some_ids(self, pattern: KeyPattern) -> str:
-        shown = [key for _, key in zip(range(KEYS_SHOWN), self.importer.keys(), strict=False)]
-        found = [match.group() for key in shown if (match := pattern.pattern and pattern.pattern.search(key))]
-        return ", ".join(found or shown)
+            why = explain_mismatch(self.importer.keys, pattern, sizes.some_names(), sizes.has)
+            raise ConfigError(f"{sizes.path}: sizes of none of the images. {why}")
