@@ -42,22 +42,27 @@ def decode_rows(text: bytes | memoryview | str, num_rows: int, what: str, widths
 
 def decode_table(
     text: bytes | memoryview | str,
-    shape: tuple[int, int],
+    shape: tuple[int, int | None],
     what: str,
     widths: Widths,
 ) -> Array:
     """Return numbers of this shape, read-only; their width in bytes, one of `widths`, follows from the length.
 
+    shape: (rows, columns); where columns are None, numbers are float32 and as many in a row as there are.
+
     Raises:
         RecordRejectedError: "bad base64" or "wrong length".
     """
     data = decode_base64(text, what)
-    numbers = shape[0] * shape[1]
+    num_rows, num_columns = shape
+    if num_columns is None:
+        num_columns, widths = _columns(len(data), num_rows, what), {4: FLOATS[4]}
+    numbers = num_rows * num_columns
     dtype = widths.get(len(data) // numbers) if numbers and len(data) % numbers == 0 else None
     if dtype is None:
         expected = " or ".join(str(numbers * width) for width in widths)
-        raise RecordRejectedError("wrong length", f"{what}: {len(data)} bytes for {shape[0]} RoIs; expected {expected}")
-    return np.frombuffer(data, dtype).reshape(shape)
+        raise RecordRejectedError("wrong length", f"{what}: {len(data)} bytes for {num_rows} RoIs; expected {expected}")
+    return np.frombuffer(data, dtype).reshape(num_rows, num_columns)
 
 
 def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> int:
@@ -66,7 +71,10 @@ def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> i
     Raises:
         RecordRejectedError: "bad base64" or "wrong length": not the same number for each row.
     """
-    num_bytes = len(decode_base64(text, what))
+    return _columns(len(decode_base64(text, what)), num_rows, what)
+
+
+def _columns(num_bytes: int, num_rows: int, what: str) -> int:
     if num_rows < 1 or num_bytes == 0 or num_bytes % (4 * num_rows):
         raise RecordRejectedError("wrong length", f"{what}: {num_bytes} bytes do not divide into {num_rows} RoIs")
     return num_bytes // (4 * num_rows)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import RawRecord
-from vlbert_data.importers.encoded import FLOATS, INTEGERS, MOST_ROIS, count_columns, decode_rows, decode_table
+from vlbert_data.importers.encoded import FLOATS, INTEGERS, MOST_ROIS, decode_rows, decode_table
 from vlbert_data.importers.lxmert import NUM_ATTRIBUTES, NUM_CLASSES
 from vlbert_data.types import Array
 
@@ -215,8 +215,6 @@ def _floats(value: Any, what: str, num_rois: int, num_columns: int | None) -> Ar
     text = _base64_text(value, what)
     if num_columns == 0:
         return decode_rows(text, num_rois, what, FLOATS)
-    if num_columns is None:
-        return decode_table(text, (num_rois, count_columns(text, num_rois, what)), what, {4: FLOATS[4]})
     return decode_table(text, (num_rois, num_columns), what, FLOATS)
 
 
