@@ -20,7 +20,8 @@ from vlbert_data.shards.lmdb import scan
 from vlbert_data.shards.schema import RecordArrays, ShardSchema, content_crc, record_arrays
 from vlbert_data.types import ImageRois, check_image_rois
 
-# Records are checked here and written by a thread: so many go to it at once, and so many times that many may wait.
+# Records are checked here, and summed and written by a thread: so many go to it at once, and so many times that many
+# may wait. A thread more, for sums alone, made all of it slower: Python's lock changed hands more often.
 RECORDS_A_BUNDLE = 16
 BUNDLES_WAITING = 3
 
@@ -42,7 +43,6 @@ class ShardJob:
         self._schema = schema
         self._container = container
         self._writer = new_writer(self._path, schema, container)
-        self._summing = ThreadPoolExecutor(1, f"shard-{shard}-crc")
         self._writing = ThreadPoolExecutor(1, f"shard-{shard}")
         self._waiting: deque[Future[list[int]]] = deque()
         self._bundle: list[tuple[ImageRois, RecordArrays]] = []
@@ -85,7 +85,7 @@ class ShardJob:
         for future in self._waiting:
             self._crcs += future.result()
         self._rows["crc32"] = list(self._crcs)
-        self._stop_threads()
+        self._writing.shutdown()
         blake3 = self._writer.close()
         if self._container == "lmdb":
             self._rows["value_offset"] = scan(self._path).value_offsets.tolist()
@@ -101,23 +101,20 @@ class ShardJob:
 
     def abort(self) -> None:
         """Throw away what was written."""
-        self._stop_threads()
+        self._writing.shutdown(cancel_futures=True)
         self._writer.abort()
 
-    def _stop_threads(self) -> None:
-        self._summing.shutdown(cancel_futures=True)
-        self._writing.shutdown(cancel_futures=True)
-
     def _send(self) -> None:
-        """Give the gathered records to the threads that sum and write them."""
-        bundle, self._bundle = self._bundle, []
-        crcs = self._summing.submit(lambda: [content_crc(record, arrays) for record, arrays in bundle])
-        self._waiting.append(self._writing.submit(self._write, bundle, crcs))
+        """Give the gathered records to the thread that writes them."""
+        self._waiting.append(self._writing.submit(self._write, self._bundle))
+        self._bundle = []
 
-    def _write(self, bundle: Sequence[tuple[ImageRois, RecordArrays]], crcs: Future[list[int]]) -> list[int]:
-        for (record, arrays), crc in zip(bundle, crcs.result(), strict=True):
+    def _write(self, bundle: Sequence[tuple[ImageRois, RecordArrays]]) -> list[int]:
+        """Write records and return their CRCs."""
+        crcs = [content_crc(record, arrays) for record, arrays in bundle]
+        for (record, arrays), crc in zip(bundle, crcs, strict=True):
             self._writer.add(record, arrays, crc)
-        return crcs.result()
+        return crcs
 
 
 class BackgroundCloser:
