@@ -113,10 +113,16 @@ class FormatOptions:
 
 
 class Importer(Protocol):
-    """An opened input. Picklable: worker processes get a copy and open files by themselves.
+    """An opened input. Picklable: worker processes get a copy and open files by themselves."""
 
-    Where it is crash-proof, several threads read from it at once.
-    """
+    @property
+    def reading_threads(self) -> int:
+        """Return how many threads should read at once: 0 where reading is quick or keeps Python busy itself.
+
+        Then threads only take Python's lock from each other. They pay where C code decompresses, or where another
+        process or many small files are waited for.
+        """
+        ...
 
     @property
     def traits(self) -> Traits:

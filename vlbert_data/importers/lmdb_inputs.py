@@ -29,6 +29,8 @@ SNIFFED_PAGES = 40
 class LmdbImporter(NumberedImporter):
     """The records of LMDB files, one file after the other, each in the order of its keys; then what is damaged."""
 
+    reading_threads = 0
+
     def __init__(self, paths: Sequence[Path]) -> None:
         """Find all records.
 

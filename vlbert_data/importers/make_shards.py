@@ -23,9 +23,8 @@ from vlbert_data.sources.base import SourceReject
 
 # Inputs between two words on progress.
 TELL_EVERY = 16
-# Inputs that a thread reads at once, and how many threads do: a third one would only wait for Python's lock.
+# Inputs that a thread reads at once.
 PIECE = 8
-THREADS = 2
 POLL_S = 0.2
 
 
@@ -90,21 +89,22 @@ class ShardMaker:
     def _outcomes(self, shard: int) -> Iterator[Outcome]:
         start = shard * self.shard_size
         stop = min(start + self.shard_size, len(self.reading.importer))
-        return outcomes_ahead(self.reading, start, stop)
+        return outcomes_of(self.reading, start, stop)
 
 
-def outcomes_ahead(reading: Reading, start: int, stop: int) -> Iterator[Outcome]:
-    """Yield what comes of inputs `start` to `stop` - 1, in order; threads read a few of them ahead.
-
-    Most of the work on a record is in numpy and in C, which leave Python free for the other thread.
-    """
+def outcomes_of(reading: Reading, start: int, stop: int) -> Iterator[Outcome]:
+    """Yield what comes of inputs `start` to `stop` - 1, in order; threads read a few ahead where that pays."""
+    threads = reading.importer.reading_threads
+    if not threads:
+        yield from reading.outcomes(start, stop)
+        return
     pieces = iter([(first, min(first + PIECE, stop)) for first in range(start, stop, PIECE)])
 
     def read(piece: tuple[int, int]) -> list[Outcome]:
         return list(reading.outcomes(*piece))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting = deque(pool.submit(read, piece) for piece in itertools.islice(pieces, THREADS + 1))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(read, piece) for piece in itertools.islice(pieces, threads + 1))
         try:
             while waiting:
                 outcomes = waiting.popleft().result()

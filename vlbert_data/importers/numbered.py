@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ PROBED_INPUTS = 16
 class NumberedImporter(ABC):
     """An importer whose input `i` is read on its own. It calls `settle` when it can read, before it is used."""
 
+    reading_threads: ClassVar[int] = 2
     _traits: Traits
     _file_facts: Sequence[FileFacts] = ()
 

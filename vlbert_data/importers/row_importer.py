@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import RawRecord, Traits
@@ -24,6 +24,7 @@ Value = TypeVar("Value", bound=Hashable)
 class RowImporter:
     """An `Importer` of tables, one file after the other; a subclass says what a row holds."""
 
+    reading_threads: ClassVar[int] = 0
     traits: Traits
     files: tuple[Rows, ...]
 

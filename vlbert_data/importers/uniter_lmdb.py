@@ -55,6 +55,8 @@ def open_importer(paths: Sequence[Path], options: FormatOptions) -> "UniterLmdb"
 class UniterLmdb(LmdbImporter):
     """Rows of UNITER's databases, cut to those that count."""
 
+    reading_threads = 2  # many of these databases are compressed
+
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(paths)
         self._counted = [find_counts(lmdb_file(path).parent) for path in paths]

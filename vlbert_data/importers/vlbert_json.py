@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention, RawRecord, Traits
@@ -82,6 +82,7 @@ def open_importer(paths: Sequence[Path], options: FormatOptions) -> "VlbertJson"
 class VlbertJson:
     """An `Importer` of such files."""
 
+    reading_threads: ClassVar[int] = 2
     listing: Listing
     traits: Traits
 
