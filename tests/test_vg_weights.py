@@ -195,7 +195,7 @@ def test_a_folders_weights_are_found(tmp_path: Path) -> None:
     assert find_weights(str(tmp_path)).name == "pytorch_model.bin"
     (tmp_path / "model.safetensors").touch()
     assert find_weights(str(tmp_path)).name == "model.safetensors"
-    with pytest.raises(ConfigError, match=r"not a folder. Give a model's folder, or its hub name"):
+    with pytest.raises(ConfigError, match=r"no such path. Give a model's folder, or its hub name"):
         find_weights(str(tmp_path / "none"))
 
 
