@@ -12,8 +12,10 @@ from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_train.batch import Batch
 from vlbert_train.examples import open_supply
+from vlbert_train.group import Group
 from vlbert_train.loader import Loader
-from vlbert_train.supply import Supply
+from vlbert_train.once import Once
+from vlbert_train.supply import GROUPS_KEPT, Supply
 
 STEPS = 25
 
@@ -62,6 +64,30 @@ def test_no_more_than_the_prefetched_steps_are_made_ahead(data: Data) -> None:
                 break
     # Leaving it ends its threads, also with steps still to come.
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_groups_are_planned_ahead_and_only_once(data: Data) -> None:
+    made: list[int] = []
+
+    class Watched(Supply):
+        def _make_group(self, key: tuple[int, int, int, int]) -> Group:
+            made.append(key[0])
+            return super()._make_group(key)
+
+    supply = supply_of(data)
+    # Before the threads are there, so that what they make is counted.
+    watched = Watched.__new__(Watched)
+    watched.__dict__.update(supply.__dict__)
+    watched._groups = Once(watched._make_group, keep=GROUPS_KEPT)
+    steps = supply.next_group(0)
+    with Loader(watched, first_step=1, last_step=3 * steps, threads=2) as loader:
+        for step, _ in enumerate(loader, 1):
+            if step == 1:
+                deadline = time.monotonic() + 10
+                while len(made) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert sorted(made) == [0, 1]
+    assert sorted(made) == [0, 1, 2]
 
 
 def test_trouble_in_a_thread_is_raised_at_its_step(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ class DataConfig:
         "global", "global: any image after any other; windows: within window_shards shards at a time"
     )
     window_shards: int = setting(8, "shards that are shuffled together where shuffle is windows", low=1)
-    loader_threads: int = setting(1, "threads that read and mask ahead", low=1, high=256)
-    prefetch_steps: int = setting(2, "steps that are made ready ahead", low=1, high=256)
+    loader_threads: int = setting(2, "threads that read and mask ahead", low=1, high=256)
+    prefetch_steps: int = setting(4, "steps that are made ready ahead", low=1, high=256)
 
     def __post_init__(self) -> None:
         check_ranges("data", self)

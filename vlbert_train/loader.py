@@ -1,6 +1,7 @@
 """Batches made ahead by threads. Promise: they come in the order of steps, whatever the threads do.
 
-Threads suffice: most of the work is copying and arithmetic on arrays, during which other threads run.
+Threads suffice: most of the work is copying and arithmetic on arrays, during which other threads run. Steps are planned
+in groups (see `supply`); while some threads copy the features of one group, another one plans the next group.
 """
 
 import time
@@ -29,14 +30,16 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     micro_batches: int = 1
-    threads: int = 1
-    prefetch_steps: int = 2
+    threads: int = 2
+    prefetch_steps: int = 4
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
         self._steps = iter(range(self.first_step, self.last_step))
         self._pool = ThreadPoolExecutor(self.threads, "loader")
         self._waiting: deque[Future[list[Batch]]] = deque()
+        # The first step whose group nobody was asked to plan.
+        self._unplanned = self.first_step
         self._wait_s = 0.0
 
     def __enter__(self) -> "Loader":
@@ -50,11 +53,15 @@ class Loader:
         for _ in range(self.prefetch_steps):
             self._send()
         while self._waiting:
-            begin = time.perf_counter()
-            batches = self._waiting.popleft().result()
-            self._wait_s += time.perf_counter() - begin
-            self._send()
-            yield batches
+            # Held in no variable here: a batch that its user has let go of gives its memory to the next one.
+            yield self._next()
+
+    def _next(self) -> list[Batch]:
+        begin = time.perf_counter()
+        batches = self._waiting.popleft().result()
+        self._wait_s += time.perf_counter() - begin
+        self._send()
+        return batches
 
     def take_wait(self) -> float:
         """Return the seconds spent waiting for batches since the last call."""
@@ -63,16 +70,20 @@ class Loader:
 
     def _send(self) -> None:
         step = next(self._steps, None)
-        if step is not None:
-            self._waiting.append(self._pool.submit(self._make, step))
+        if step is None:
+            return
+        if step >= self._unplanned:
+            self._unplanned = self.supply.next_group(step, **self._share)
+            if self._unplanned < self.last_step:
+                # What goes wrong there goes wrong again where it belongs: at the first step that needs it.
+                self._pool.submit(self.supply.prepare, self._unplanned, rank=self.rank, **self._share)
+        self._waiting.append(self._pool.submit(self._make, step))
 
     def _make(self, step: int) -> list[Batch]:
-        batches = self.supply.batches(
-            step,
-            rank=self.rank,
-            world_size=self.world_size,
-            micro_batches=self.micro_batches,
-            pin_memory=self.pin_memory,
-        )
+        batches = self.supply.batches(step, rank=self.rank, pin_memory=self.pin_memory, **self._share)
         # The features lie in page-locked memory already; this moves the small arrays.
         return [batch.pin_memory() for batch in batches] if self.pin_memory else batches
+
+    @property
+    def _share(self) -> dict[str, int]:
+        return {"world_size": self.world_size, "micro_batches": self.micro_batches}

@@ -121,6 +121,16 @@ class Supply:
         first = step % steps * micro_batches
         return [group.batch(number, pin_memory=pin_memory) for number in range(first, first + micro_batches)]
 
+    def prepare(self, step: int, *, rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> None:
+        """Do now for the group of steps that `step` is in what `batches` would do at the first of them."""
+        steps = self._steps_a_group(world_size, micro_batches)
+        self._groups((step // steps, rank, world_size, micro_batches))
+
+    def next_group(self, step: int, *, world_size: int = 1, micro_batches: int = 1) -> int:
+        """Return the first step of the group after the one that `step` is in."""
+        steps = self._steps_a_group(world_size, micro_batches)
+        return (step // steps + 1) * steps
+
     def _steps_a_group(self, world_size: int, micro_batches: int) -> int:
         assert self._schedule is not None, "nothing is trained on"
         steps = SEQUENCES_A_GROUP * world_size // self._schedule.examples_a_step
