@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from vlbert_train.buffers import IDLE_KEPT, Buffers
+from vlbert_data.addresses import address
+from vlbert_train.buffers import IDLE_KEPT, PAGE_BYTES, Buffers, huge_pages
 
 
 def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
@@ -48,6 +49,14 @@ def test_few_buffers_wait_for_their_next_use() -> None:
     held.clear()
     buffers.empty(1, 1)
     assert len(buffers._idle) + len(buffers._returned) == IDLE_KEPT
+
+
+def test_memory_in_huge_pages_is_aligned_and_can_be_written() -> None:
+    for num_bytes in (0, 1, PAGE_BYTES, PAGE_BYTES + 1):
+        memory = huge_pages(num_bytes)
+        assert len(memory) >= num_bytes
+        assert address(memory) % PAGE_BYTES == 0
+        memory[:] = 1
 
 
 def test_threads_never_get_the_same_memory_at_once() -> None:

@@ -37,6 +37,13 @@ def test_the_first_rois_of_images_come_as_reading_gives_them(folder: ShardFolder
         assert np.array_equal(out, wanted)
 
 
+def test_single_rois_come_as_reading_all_gives_them(folder: ShardFolder) -> None:
+    picked = Picked(folder, IMAGES, np.full(len(IMAGES), 4))
+    rois = np.arange(0, int(picked.num_rois.sum()), 3)
+    for found, name in zip(picked.read_rois(("label_ids", "scores"), rois), ("label_ids", "scores"), strict=True):
+        assert np.array_equal(found, picked.read(name)[rois])
+
+
 @pytest.mark.parametrize("most", [1, 3, 100])
 def test_one_view_of_each_image_is_copied_as_reading_gives_it(folder: ShardFolder, most: int) -> None:
     views = np.array([0, 2, 1, 2, 0, 1])

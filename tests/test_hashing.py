@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlbert_train.hashing import Permutation, below, mix, stream_key, uniforms, words
+from vlbert_train.hashing import Permutation, below, mix, stream_key, uniforms, uniforms_of_runs, words
 
 MASK = 2**64 - 1
 
@@ -60,6 +60,18 @@ def test_a_batch_equals_one_by_one():
     keys, counters = mix(np.arange(50, dtype=np.uint64)), np.arange(50) * 977
     one_by_one = [int(words(keys[i : i + 1], counters[i : i + 1])[0]) for i in range(50)]
     assert words(keys, counters).tolist() == one_by_one
+
+
+def test_runs_are_numbered_from_their_first_position():
+    lengths = np.array([3, 0, 1, 40])
+    keys = mix(np.arange(4, dtype=np.uint64))
+    one_by_one = [uniforms(words(keys[run : run + 1], np.arange(size))) for run, size in enumerate(lengths)]
+    assert np.array_equal(uniforms_of_runs(keys, lengths), np.concatenate(one_by_one))
+
+
+def test_keys_and_counters_that_do_not_fit_together_are_refused():
+    with pytest.raises(AssertionError, match="3 keys for 2 counters"):
+        words(mix(np.arange(3, dtype=np.uint64)), np.arange(2))
 
 
 def test_streams_seeds_and_counters_give_different_words():

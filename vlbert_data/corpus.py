@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vlbert_data import nearby, runs, token_file
-from vlbert_data.copies import Origins, address
+from vlbert_data import nearby, runs, token_runs
+from vlbert_data.addresses import Origins, address
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.manifest import FileEntry, render
 from vlbert_data.shards import files
@@ -220,7 +220,7 @@ class CorpusFolder:
         while len(which):
             files = numbers[which]
             sizes = np.minimum(left[which], self.file_starts[files + 1] - self.file_starts[files] - places[which])
-            read = token_file.read_runs(self.file(0).ids.dtype, self.origins(files), places[which], sizes)
+            read = token_runs.read_runs(self.file(0).ids.dtype, self.origins(files), places[which], sizes)
             targets = runs.places(into[which], sizes)
             ids[targets], words[targets] = read.ids, read.starts_word
             into[which] += sizes

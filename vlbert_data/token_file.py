@@ -11,13 +11,10 @@ In Arrow's layout of lists all ids of the file stand one after another, and the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vlbert_data import runs
-from vlbert_data.copies import address, copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.types import Array
 
@@ -70,11 +67,6 @@ class TokenFile:
         first = start >> 3
         bits = np.unpackbits(self.word_bits[first : (stop + 7) >> 3], bitorder="little")
         return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
-
-    def starts_word_at(self, positions: Array) -> Array:
-        """Return bool, of the shape of `positions`: whether the token at each position 0..T-1 begins a word."""
-        bits: Array = (self.word_bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1
-        return bits.view(np.bool_)
 
     @staticmethod
     def open(path: Path) -> "TokenFile":
@@ -147,36 +139,3 @@ def _column(values: Array) -> pa.Array:
     """Return an Arrow array over the very memory of `values`."""
     whole = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(whole.dtype), len(whole), [None, pa.py_buffer(whole)])
-
-
-def gather(file: TokenFile, starts: Array, stops: Array) -> TokenRuns:
-    """Return the runs [starts[i], stops[i]) of a file's tokens, one after another, as copies with int64 ids.
-
-    starts, stops: int64 [n], 0 <= starts <= stops <= T.
-    """
-    lengths = stops - starts
-    positions = runs.places(starts, lengths)
-    return TokenRuns(
-        ids=file.ids[positions].astype(np.int64),
-        starts_word=file.starts_word_at(positions),
-        cu_lengths=runs.borders(lengths),
-    )
-
-
-def read_runs(dtype: np.dtype[Any], origins: Array, starts: Array, sizes: Array) -> TokenRuns:
-    """Return runs of tokens of several mapped files, as copies with int64 ids.
-
-    dtype: that of the stored ids. origins: int64 [n, 2 or more], where ids and word bits of each run's file begin in
-    memory. starts, sizes: int64 [n], tokens [start, start + size) of the file, which must be there.
-    """
-    cu_lengths = runs.borders(sizes)
-    ids, size = np.empty(cu_lengths[-1], dtype), dtype.itemsize
-    copy_runs(address(ids) + size * cu_lengths[:-1], origins[:, 0] + size * starts, size * sizes)
-    first = starts >> 3
-    num_bytes = ((starts + sizes + 7) >> 3) - first
-    borders = runs.borders(num_bytes)
-    data = np.empty(borders[-1], np.uint8)
-    copy_runs(address(data) + borders[:-1], origins[:, 1] + first, num_bytes)
-    bits = np.unpackbits(data, bitorder="little").view(np.bool_)
-    words = bits[runs.places(8 * borders[:-1] + (starts & 7), sizes)]
-    return TokenRuns(ids=ids.astype(np.int64), starts_word=words, cu_lengths=cu_lengths)

@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vlbert_data import runs
-from vlbert_data.copies import address, copy_runs
+from vlbert_data.addresses import address
+from vlbert_data.copies import copy_runs
 from vlbert_data.corpus import CorpusFolder
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.types import Array

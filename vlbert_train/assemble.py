@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vlbert_data import runs
+from vlbert_data.compiled import compiled
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
 from vlbert_train.batch import Batch
@@ -127,7 +128,7 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
     sequence = np.arange(len(batch)) - cuts[batch]  # [B]
     cu_seqlens = np.zeros(len(batch) + len(layout), np.int32)
     cu_seqlens[np.arange(len(batch)) + batch + 1] = starts + lengths
-    position_ids, segment_ids = _positions(text_lengths, lengths, slots)
+    position_ids, segment_ids = _positions(text_lengths, lengths)
     texts, text_borders = _text_rows(words, text_lengths, starts, has_image)
     roi_rows, roi_borders = _roi_rows(rois, layout, (starts + text_lengths)[has_image], sequence[has_image])
     asked_words = words.masked.asked
@@ -159,24 +160,45 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
 
 def _text_rows(words: Words, text_lengths: Array, starts: Array, has_image: Array) -> tuple[dict[str, Array], Array]:
     """Return the rows of text tokens and of asked words, and the text tokens before each sequence, int64 [B + 1]."""
-    borders = runs.borders(text_lengths)
-    token_slots = runs.places(starts, text_lengths)  # [T]
-    # Where each word's tokens stand among the T text tokens.
-    places = runs.places(borders[:-1] + has_image, np.diff(words.tokens.cu_lengths))
-    token_ids = np.empty(len(token_slots), np.int64)
-    token_ids[places] = words.masked.shown
-    token_ids[borders[:-1][has_image]] = words.cls_id
-    token_ids[borders[1:][has_image] - 1] = words.sep_id
+    borders, cu_words = runs.borders(text_lengths), words.tokens.cu_lengths
+    token_ids, token_slots = np.empty((2, int(borders[-1])), np.int64)
+    _fill_texts(
+        (token_ids, token_slots), (words.masked.shown, cu_words), (starts, has_image), (words.cls_id, words.sep_id)
+    )
     asked = words.masked.asked  # [M]
-    owner = np.searchsorted(words.tokens.cu_lengths, asked, side="right") - 1  # [M]
+    owner = runs.owners(np.diff(cu_words))[asked]  # [M]
     rows = {
         "token_ids": token_ids,
         "token_slots": token_slots,
         "word_targets": words.tokens.ids[asked],
-        "word_target_slots": token_slots[places[asked]],
+        "word_target_slots": starts[owner] + has_image[owner] + asked - cu_words[owner],
         "word_target_with_image": has_image[owner],
     }
     return rows, borders
+
+
+@compiled
+def _fill_texts(
+    rows: tuple[Array, Array], tokens: tuple[Array, Array], sequences: tuple[Array, Array], ids: tuple[int, int]
+) -> None:
+    """Fill token_ids and token_slots. tokens: shown and cu_lengths. sequences: starts and has_image. ids: CLS, SEP."""
+    token_ids, token_slots = rows
+    shown, cu_lengths = tokens
+    starts, has_image = sequences
+    row = 0
+    for sequence in range(len(starts)):
+        first, first_row = cu_lengths[sequence], row
+        if has_image[sequence]:
+            token_ids[row] = ids[0]
+            row += 1
+        for place in range(cu_lengths[sequence + 1] - first):
+            token_ids[row + place] = shown[first + place]
+        row += cu_lengths[sequence + 1] - first
+        if has_image[sequence]:
+            token_ids[row] = ids[1]
+            row += 1
+        for place in range(row - first_row):
+            token_slots[first_row + place] = starts[sequence] + place
 
 
 def _roi_rows(rois: Rois, layout: Layout, starts: Array, sequence: Array) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -184,41 +206,71 @@ def _roi_rows(rois: Rois, layout: Layout, starts: Array, sequence: Array) -> tup
 
     starts, sequence: int64 [C], the slot of each whole image and the number of its sequence, both in its batch.
     """
-    cuts = layout.captions
-    borders = runs.borders(rois.lengths)[cuts]  # [D + 1], RoIs before each batch
-    batch = runs.owners(np.diff(cuts))  # [C]
-    num = len(rois.hidden) + len(batch)
-    # Before a RoI stand the whole images of earlier batches, before a whole image all RoIs up to its own batch's last.
-    row = np.arange(len(rois.hidden)) + np.repeat(cuts[batch], rois.lengths)  # [R]
-    image_row = np.arange(len(batch)) + borders[batch + 1]  # [C]
-    geometry, hidden = np.empty((num, 4), np.float32), np.zeros(num, np.bool_)
-    slots, sequences = np.empty(num, np.int64), np.empty(num, np.int64)
-    roi_slots = runs.places(starts + 1, rois.lengths)  # [R]
-    geometry[row], geometry[image_row] = rois.geometry, WHOLE_IMAGE
-    slots[row], slots[image_row] = roi_slots, starts
-    sequences[row], sequences[image_row] = np.repeat(sequence, rois.lengths), sequence
-    hidden[row] = rois.hidden
+    first = runs.borders(rois.lengths)
+    num = len(rois.hidden) + len(sequence)
     rows: dict[str, Array] = {
-        "roi_geometry": geometry,
-        "roi_slots": slots,
-        "roi_sequence": sequences,
-        "roi_hidden": hidden,
+        "roi_geometry": np.empty((num, 4), np.float32),
+        "roi_hidden": np.empty(num, np.bool_),
+        "roi_slots": np.empty(num, np.int64),
+        "roi_sequence": np.empty(num, np.int64),
+    }
+    _fill_rois(tuple(rows.values()), (rois.geometry, rois.hidden), (rois.lengths, starts, sequence), layout.captions)
+    owner = runs.owners(rois.lengths)[rois.asked]  # [Q]
+    rows |= {
         "roi_target_ids": rois.target_ids,
         "roi_target_probs": rois.target_probs,
-        "roi_target_slots": roi_slots[rois.asked],
+        "roi_target_slots": starts[owner] + 1 + rois.asked - first[owner],
     }
-    return rows, {"rois": borders + cuts, "asked RoIs": np.searchsorted(rois.asked, borders)}
+    borders = first[layout.captions]  # [D + 1], RoIs before each batch
+    return rows, {"rois": borders + layout.captions, "asked RoIs": np.searchsorted(rois.asked, borders)}
 
 
-def _positions(text_lengths: Array, lengths: Array, slots: Array) -> tuple[Array, Array]:
+@compiled
+def _fill_rois(
+    rows: tuple[Array, ...], stored: tuple[Array, Array], images: tuple[Array, Array, Array], cuts: Array
+) -> None:
+    """Fill rows: geometry, hidden, slots, sequences. stored: geometry and hidden of all RoIs, without whole images.
+
+    images: int64 [C] each, the number of RoIs, the whole image's slot and the number of the sequence.
+    """
+    geometry, hidden, slots, sequences = rows
+    stored_geometry, stored_hidden = stored
+    lengths, starts, sequence = images
+    row = roi = 0
+    for batch in range(len(cuts) - 1):
+        for image in range(cuts[batch], cuts[batch + 1]):
+            num = lengths[image]
+            hidden[row : row + num] = stored_hidden[roi : roi + num]
+            sequences[row : row + num] = sequence[image]
+            for place in range(num):
+                slots[row + place] = starts[image] + 1 + place
+                for corner in range(4):
+                    geometry[row + place, corner] = stored_geometry[roi + place, corner]
+            row, roi = row + num, roi + num
+        for image in range(cuts[batch], cuts[batch + 1]):
+            hidden[row], slots[row], sequences[row] = False, starts[image], sequence[image]
+            for corner in range(4):
+                geometry[row, corner] = WHOLE_IMAGE[corner]
+            row += 1
+
+
+def _positions(text_lengths: Array, lengths: Array) -> tuple[Array, Array]:
     """Return (position_ids, segment_ids), int64 [S] each, of sequences of `lengths` that begin with text.
 
     Positions run over the text; all RoIs share the next one and [END] has the one after, also where there is no RoI.
-    slots: int64 [B + 1], the borders of the sequences. Source: VL-BERT's released code.
+    Source: VL-BERT's released code.
     """
-    text_lengths_s = np.repeat(text_lengths, lengths)  # [S]
-    within = np.arange(slots[-1]) - np.repeat(slots[:-1], lengths)  # [S]
-    segments = np.where(within < text_lengths_s, TEXT_SEGMENT, ROI_SEGMENT)
-    positions = np.minimum(within, text_lengths_s)
-    positions[slots[1:] - 1] = text_lengths + 1
+    positions, segments = np.empty((2, int(lengths.sum())), np.int64)
+    _fill_positions(positions, segments, text_lengths, lengths)
     return positions, segments
+
+
+@compiled
+def _fill_positions(positions: Array, segments: Array, text_lengths: Array, lengths: Array) -> None:
+    slot = 0
+    for text, length in np.stack((text_lengths, lengths), axis=1):
+        for place in range(length):
+            positions[slot + place] = min(place, text)
+            segments[slot + place] = TEXT_SEGMENT if place < text else ROI_SEGMENT
+        slot += length
+        positions[slot - 1] = text + 1

@@ -14,8 +14,10 @@ from vlbert_data.types import Array
 from vlbert_train.assemble import Layout, Packed, Words, pack
 from vlbert_train.batch import Batch
 from vlbert_train.config import DataConfig, MaskingConfig
+from vlbert_train.features import StoredFeatures
+from vlbert_train.images import Images
 from vlbert_train.masking import MaskKeys, NamedWords, hide_named, mask_words
-from vlbert_train.rois import Images, RoiRules, StoredFeatures, read_rois
+from vlbert_train.rois import RoiRules, read_rois
 from vlbert_train.schedule import Picks
 from vlbert_train.sets import Meaning, Sets
 from vlbert_train.truncation import kept_lengths

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlbert_data.compiled import compiled
+
 Words = NDArray[np.uint64]
 
 # SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), figures 16 and 17:
 # the odd number nearest to 2^64 / golden ratio, and the finaliser that Stafford published as "variant 13".
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+ONE = np.uint64(1)
 SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 # Feistel rounds. Four give a pseudorandom permutation when round functions are random (Luby and Rackoff, 1988) and
@@ -35,14 +38,20 @@ ROUNDS_SMALL = 16
 SMALL_SIZE = 1024
 
 
+@compiled
 def mix(state: Words) -> Words:
-    """Return SplitMix64's finaliser of `state`, uint64 of any shape but (): a bijection that looks random."""
-    mixed = state ^ (state >> SHIFTS[0])
-    mixed *= MULTIPLIERS[0]
-    mixed ^= mixed >> SHIFTS[1]
-    mixed *= MULTIPLIERS[1]
-    mixed ^= mixed >> SHIFTS[2]
+    """Return SplitMix64's finaliser of `state`, uint64 [n]: a bijection that looks random."""
+    mixed = np.empty_like(state)
+    for place in range(len(state)):
+        mixed[place] = _mix(state[place])
     return mixed
+
+
+@compiled
+def _mix(word: np.uint64) -> np.uint64:
+    word = (word ^ (word >> SHIFTS[0])) * MULTIPLIERS[0]
+    word = (word ^ (word >> SHIFTS[1])) * MULTIPLIERS[1]
+    return word ^ (word >> SHIFTS[2])
 
 
 def words(keys: Words, counters: NDArray[Any]) -> Words:
@@ -51,10 +60,24 @@ def words(keys: Words, counters: NDArray[Any]) -> Words:
     keys: uint64 [n] or [1]. counters: integers [n] or [1], 0 .. 2^63 - 1. For one key, different counters give
     different words.
     """
-    state = counters.astype(np.uint64)
-    state += np.uint64(1)
-    state *= GOLDEN_GAMMA
-    return mix(state + keys)
+    sizes = {len(keys), len(counters)} - {1}
+    assert len(sizes) <= 1, f"{len(keys)} keys for {len(counters)} counters"
+    found = np.empty(sizes.pop() if sizes else 1, np.uint64)
+    _words(keys, counters.astype(np.uint64, copy=False), found)
+    return found
+
+
+@compiled
+def _words(keys: Words, counters: Words, found: Words) -> None:
+    # Of a single key or counter, place 0 serves all.
+    all_keys, all_counters = min(len(keys) - 1, 1), min(len(counters) - 1, 1)
+    for place in range(len(found)):
+        found[place] = _word(keys[place * all_keys], counters[place * all_counters])
+
+
+@compiled
+def _word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    return _mix((counter + ONE) * GOLDEN_GAMMA + key)
 
 
 def stream_key(seed: int, stream: str) -> Words:
@@ -66,6 +89,26 @@ def stream_key(seed: int, stream: str) -> Words:
 def uniforms(random: Words) -> NDArray[np.float64]:
     """Return float64, of the shape of the words, in [0, 1): the upper 53 bits of each."""
     return np.asarray((random >> np.uint64(11)) * 2.0**-53, np.float64)
+
+
+def uniforms_of_runs(keys: Words, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return float64 [sum of lengths] in [0, 1): for each position of each run that of `words([key], [position])`.
+
+    keys: uint64 [n], of runs of so many positions, int64 [n], which count from 0 in each run.
+    """
+    found = np.empty(int(lengths.sum()))
+    _uniforms_of_runs(keys, lengths, found)
+    return found
+
+
+@compiled
+def _uniforms_of_runs(keys: Words, lengths: NDArray[np.int64], found: NDArray[np.float64]) -> None:
+    first = 0
+    for number, length in enumerate(lengths):
+        key, run = keys[number], found[first : first + length]
+        for position in range(length):
+            run[position] = (_word(key, np.uint64(position)) >> np.uint64(11)) * 2.0**-53
+        first += length
 
 
 def below(random: Words, limit: int) -> NDArray[np.int64]:
@@ -86,21 +129,28 @@ class Permutation:
 
     def __call__(self, positions: NDArray[Any]) -> NDArray[np.int64]:
         """Return the items, int64 [n], that stand at `positions`, integers [n] in 0 .. size - 1."""
-        items = self._step(positions.astype(np.uint64))
-        outside = np.flatnonzero(items >= self.size)
-        while len(outside):
-            items[outside] = self._step(items[outside])
-            outside = outside[items[outside] >= self.size]
-        return items.astype(np.int64)
-
-    def _step(self, states: Words) -> Words:
-        """Return the network's image of `states`, uint64 [n]; a bijection of 0 .. a * b - 1."""
         a = np.uint64(isqrt(self.size - 1) + 1)
         b = np.uint64(-(-self.size // int(a)))
-        rounds = ROUNDS_SMALL if self.size < SMALL_SIZE else ROUNDS
-        round_keys = words(self.key, np.arange(rounds))
-        right, left = np.divmod(states, a)  # left in 0..a-1, right in 0..b-1
-        for number in range(0, rounds, 2):
-            left = (left + words(round_keys[number : number + 1], right) % a) % a
-            right = (right + words(round_keys[number + 1 : number + 2], left) % b) % b
-        return right * a + left
+        round_keys = words(self.key, np.arange(ROUNDS_SMALL if self.size < SMALL_SIZE else ROUNDS))
+        items = np.empty(len(positions), np.int64)
+        _permute(positions.astype(np.uint64), np.uint64(self.size), (a, b), round_keys, items)
+        return items
+
+
+@compiled
+def _permute(
+    positions: Words, size: np.uint64, sides: tuple[np.uint64, np.uint64], round_keys: Words, items: NDArray[np.int64]
+) -> None:
+    a, b = sides
+    for place in range(len(positions)):
+        state = positions[place]
+        while True:
+            # The network, a bijection of 0 .. a * b - 1: left in 0 .. b - 1, right in 0 .. a - 1, at first.
+            left, right = state % a, state // a
+            for number in range(0, len(round_keys), 2):
+                left = (left + _word(round_keys[number], right) % a) % a
+                right = (right + _word(round_keys[number + 1], left) % b) % b
+            state = right * a + left
+            if state < size:
+                break
+        items[place] = state

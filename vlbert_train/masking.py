@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlbert_data import runs
+from vlbert_data.compiled import compiled
 from vlbert_data.token_file import TokenRuns
 from vlbert_data.types import Array
 from vlbert_train.config import MaskingConfig
-from vlbert_train.hashing import Words, below, stream_key, uniforms, words
+from vlbert_train.hashing import Words, below, stream_key, uniforms_of_runs, words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,24 +69,46 @@ def mask_words(
     Source: BERT (arXiv 1810.04805, section 3.1) with whole-word masking, as VL-BERT's released code does it.
     """
     lengths = np.diff(tokens.cu_lengths)
-    begins = tokens.starts_word.copy()  # [T]
-    begins[tokens.cu_lengths[:-1][lengths > 0]] = True
-    heads = np.flatnonzero(begins)  # [W], the first token of each word
-    owner = np.repeat(np.arange(len(lengths)), lengths)  # [T]
-    of_head = owner[heads]
-    draws = uniforms(words(keys.words[of_head], heads - tokens.cu_lengths[of_head]))  # [W]
-    chosen = np.flatnonzero(draws < masking.word_share)
-    sizes = np.diff(heads, append=len(begins))[chosen]
-    asked = runs.places(heads[chosen], sizes)  # [M]
-    draw = np.repeat(draws[chosen], sizes)  # [M]
+    draws, replacements = (uniforms_of_runs(of_runs, lengths) for of_runs in (keys.words, keys.replacements))  # [T]
     masked = masking.word_share * masking.word_mask_share
-    replaced = masked + masking.word_share * masking.word_random_share
-    shown = tokens.ids.copy()
-    shown[asked[draw < masked]] = mask_id
-    places = asked[(draw >= masked) & (draw < replaced)]
-    of_place = owner[places]
-    shown[places] = below(words(keys.replacements[of_place], places - tokens.cu_lengths[of_place]), vocab_size)
-    return MaskedWords(shown=shown, asked=asked)
+    shares = (masking.word_share, masked, masked + masking.word_share * masking.word_random_share)
+    shown, asked = tokens.ids.copy(), np.empty(len(tokens.ids), np.int64)
+    words_begin = (tokens.starts_word, tokens.cu_lengths)
+    num = _mask_words(words_begin, (draws, replacements), shares, (mask_id, vocab_size), (shown, asked))
+    return MaskedWords(shown=shown, asked=asked[:num])
+
+
+@compiled
+def _mask_words(
+    words_begin: tuple[Array, Array],
+    draws: tuple[Array, Array],
+    shares: tuple[float, float, float],
+    ids: tuple[int, int],
+    found: tuple[Array, Array],
+) -> int:
+    """Fill shown and asked; return how many are asked.
+
+    shares: a word whose draw is below the first is asked, below the second becomes [MASK], below the third random.
+    """
+    starts_word, cu_lengths = words_begin
+    word_draws, replacements = draws
+    asks, masks, replaces = shares
+    mask_id, vocab_size = ids
+    shown, asked = found
+    num = 0
+    for sequence in range(len(cu_lengths) - 1):
+        draw = 1.0
+        for token in range(cu_lengths[sequence], cu_lengths[sequence + 1]):
+            if starts_word[token] or token == cu_lengths[sequence]:
+                draw = word_draws[token]
+            if draw < asks:
+                asked[num] = token
+                num += 1
+                if draw < masks:
+                    shown[token] = mask_id
+                elif draw < replaces:
+                    shown[token] = np.int64(replacements[token] * vocab_size)
+    return num
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,9 +135,7 @@ def mask_rois(lengths: Array, keys: MaskKeys, masking: MaskingConfig) -> tuple[A
 
     Source: VL-BERT (arXiv 1908.08530, section 3.3).
     """
-    cu_lengths = runs.borders(lengths)
-    owner = runs.owners(lengths)
-    draws = uniforms(words(keys.rois[owner], np.arange(len(owner)) - cu_lengths[owner]))  # [R]
+    draws = uniforms_of_runs(keys.rois, lengths)  # [R]
     return draws < masking.roi_share, draws < masking.roi_share * masking.roi_hide_share
 
 
@@ -127,24 +147,34 @@ def hide_overlapping(boxes: Array, lengths: Array, hidden: Array, threshold: flo
 
     boxes: float32 [R, 4], corners in one unit for each image. lengths: int64 [n], RoIs of each image. hidden: bool [R].
     """
-    masked = np.flatnonzero(hidden)  # [H]
-    image = runs.owners(lengths)[masked]
-    counts = lengths[image]
-    others = runs.places(runs.borders(lengths)[image], counts)  # [pairs], for each hidden one all RoIs of its image
-    x0, y0, x1, y1 = np.ascontiguousarray(boxes.T)  # [R] each
-
-    def shared_side(low: Array, high: Array) -> Array:
-        side: Array = np.minimum(np.repeat(high[masked], counts), high.take(others))
-        side -= np.maximum(np.repeat(low[masked], counts), low.take(others))
-        np.maximum(side, 0, out=side)
-        return side
-
-    shared = shared_side(x0, x1) * shared_side(y0, y1)  # [pairs]
-    area = (x1 - x0) * (y1 - y0)  # [R]
-    smaller = np.minimum(np.repeat(area[masked], counts), area.take(others))  # [pairs]
     found = hidden.copy()
-    found[others[shared > threshold * smaller]] = True
+    _hide_overlapping(boxes, lengths, hidden, np.float32(threshold), found)
     return found
+
+
+@compiled
+def _hide_overlapping(boxes: Array, lengths: Array, hidden: Array, threshold: np.float32, found: Array) -> None:
+    widest = 0
+    for length in lengths:
+        widest = max(widest, length)
+    # Coordinate by coordinate, so that one instruction compares a RoI with several others.
+    x0, y0, x1, y1, area = np.empty((5, widest), np.float32)
+    zero, first = np.float32(0), 0
+    for length in lengths:
+        # A slice tells the compiler that no index is below zero.
+        own_found, own_hidden = found[first : first + length], hidden[first : first + length]
+        for roi in range(length):
+            x0[roi], y0[roi], x1[roi], y1[roi] = boxes[first + roi]
+            area[roi] = (x1[roi] - x0[roi]) * (y1[roi] - y0[roi])
+        for roi in range(length):
+            if not own_hidden[roi]:
+                continue
+            own_x0, own_y0, own_x1, own_y1, own_area = x0[roi], y0[roi], x1[roi], y1[roi], area[roi]
+            for other in range(length):
+                width = max(min(own_x1, x1[other]) - max(own_x0, x0[other]), zero)
+                height = max(min(own_y1, y1[other]) - max(own_y0, y0[other]), zero)
+                own_found[other] |= width * height > threshold * min(own_area, area[other])
+        first += length
 
 
 def choose_views(keys: Words, num_views: int) -> Array:

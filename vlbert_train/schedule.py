@@ -58,6 +58,8 @@ class StepPlan:
                 f"a step of {len(self.captions)} captions and {len(self.texts)} texts cannot be cut into {parts} parts "
                 "(ranks x micro-batches). Raise data.caption_batch or data.text_batch, or lower optim.micro_batches."
             )
+        if parts == 1:
+            return self
         first, last = number * total // parts, (number + 1) * total // parts
         # Dealt evenly, the first m examples of a step hold `_captions_before(m)` captions.
         begin, end = (self._captions_before(m, total) for m in (first, last))
@@ -141,6 +143,10 @@ class Schedule:
         self._caption_batch = data.caption_batch if len(self._captions) else 0
         self._text_batch = data.text_batch if len(self._texts) else 0
         self._check()
+        kinds = ((self._captions, self._caption_batch), (self._texts, self._text_batch))
+        self._batches_a_block = {
+            stream.name: max(1, min(BLOCK_EXAMPLES, len(stream)) // batch) for stream, batch in kinds if batch
+        }
         # Keeping blocks changes no result; the caches may be asked by several threads.
         self._blocks = functools.lru_cache(BLOCKS_KEPT)(_block)
 
@@ -191,7 +197,7 @@ class Schedule:
         """Return batch `number` of a stream, cut out of its block."""
         if not batch:
             return NOTHING
-        batches = max(1, min(BLOCK_EXAMPLES, len(stream)) // batch)
+        batches = self._batches_a_block[stream.name]
         block, place = divmod(number, batches)
         return self._blocks(stream, block, batches * batch)[place * batch : (place + 1) * batch]
 

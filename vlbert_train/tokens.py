@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlbert_data import token_file
+from vlbert_data import token_file, token_runs
 from vlbert_data.errors import ShardError, VlbError
 from vlbert_data.shards import files
 from vlbert_data.shards.folder import ShardFolder
@@ -88,7 +88,7 @@ class TokenCache:
     def gather(self, captions: Array, num_tokens: Array) -> TokenRuns:
         """Return the first `num_tokens`, int64 [n], tokens of each of `captions`, int64 [n]."""
         starts = self.file.offsets[captions]
-        return token_file.gather(self.file, starts, starts + num_tokens)
+        return token_runs.gather(self.file, starts, starts + num_tokens)
 
 
 def _open(path: Path, folder: ShardFolder, key: str) -> TokenFile | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
-from vlbert_data.copies import Origins, address
+from vlbert_data.addresses import Origins, address
 from vlbert_data.errors import ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import Manifest

@@ -2,12 +2,16 @@
 
 This is the hot path of training. Where every array lies is computed for all images of a batch at once; what remains
 for each image and field is one call of the C library's memory copy, without Python code between the calls. Other
-threads run while a copy does.
+threads run while a field is copied.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from vlbert_data.copies import address, copy_runs
+from vlbert_data import runs
+from vlbert_data.addresses import address
+from vlbert_data.copies import copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.schema import Field
@@ -64,6 +68,33 @@ class Picked:
         if out.nbytes != needed or out.dtype != field.dtype or not (out.flags.c_contiguous and out.flags.writeable):
             raise ValueError(f"{name} of these images: {needed} bytes of {field.dtype}; got {out.dtype} {out.shape}")
         copy_runs(ends - sizes + address(out), sources, sizes)
+
+    def read(self, name: str, *, views: Array | None = None) -> Array:
+        """Return what `copy` copies of a field of RoIs, [ΣR, ...] of the field's dtype."""
+        field, schema = self._folder.stored_field(name), self._folder.manifest.schema
+        row = schema.shape(field, 1)[field.shape.index("R") + 1 :]
+        found: Array = np.empty((int(self.num_rois.sum()), *row), field.dtype)
+        self.copy(name, found, views=views)
+        return found
+
+    def read_rois(self, names: Sequence[str], rois: Array) -> list[Array]:
+        """Return some fields of some RoIs, [n, ...] of the field's dtype each.
+
+        rois: int64 [n], counted through the RoIs of all images.
+        """
+        schema, first = self._folder.manifest.schema, runs.borders(self.num_rois)
+        image = runs.owners(self.num_rois)[rois]  # [n]
+        within = rois - first[image]
+        made = []
+        for name in names:
+            field = self._folder.stored_field(name)
+            assert field.shape[0] == "R", f"{name}: the views of a RoI lie apart"
+            found: Array = np.empty((len(rois), *schema.shape(field, 1)[1:]), field.dtype)
+            row_bytes = found.strides[0]
+            sources = self.spans(name)[0][image] + within * row_bytes
+            copy_runs(address(found) + np.arange(len(rois)) * row_bytes, sources, np.full(len(rois), row_bytes))
+            made.append(found)
+        return made
 
     def _check(self, starts: Array, sizes: Array) -> None:
         """Refuse to read outside the files; starts, sizes: int64 [..., B]."""
