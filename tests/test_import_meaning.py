@@ -237,3 +237,19 @@ def test_halves_of_what_float16_cannot_hold_are_refused() -> None:
         with pytest.raises(RecordRejectedError):
             to_float16(values, what="numbers")
     assert to_float16(np.array([65519.9], np.float32), what="numbers") == np.float16(65504)
+
+
+def test_boxes_wholly_inside_are_what_the_careful_way_makes_of_them() -> None:
+    rng = np.random.default_rng(5)
+    low = rng.uniform(0.01, 300, (36, 2))
+    inside = np.concatenate([low, low + rng.uniform(1, 100, (36, 2))], axis=1).astype(np.float32)
+    touching = np.concatenate([inside, np.array([[-0.0, 0, 640, 480]], np.float32)])
+    for boxes in (inside, touching):
+        quick, changes = to_pixels(boxes, (640, 480), "pixels")
+        careful, _ = to_pixels(boxes.astype(np.float64), (640, 480), "pixels")
+        assert not changes and quick.dtype == np.float32 and quick.flags.owndata
+        np.testing.assert_array_equal(quick.view(np.uint32), careful.view(np.uint32))
+    with pytest.raises(RecordRejectedError, match="no area"):
+        to_pixels(inside[:, [2, 3, 0, 1]], (640, 480), "pixels")
+    with pytest.raises(RecordRejectedError, match="NaN"):
+        to_pixels(np.where(inside == inside.max(), np.float32(np.nan), inside), (640, 480), "pixels")

@@ -189,22 +189,22 @@ def check_image_rois(record: ImageRois, *, label_space: LabelSpace | None, featu
     rois, num = record.rois, record.num_rois
     dim = record.feature_dim if feature_dim is None else feature_dim
     _check_array("boxes", rois.boxes, np.float32, (num, 4))
-    _check_array("scores", rois.scores, np.float16, (num,))
-    _check_array("label_ids", rois.label_ids, np.uint16, (num, record.label_topk))
-    _check_array("label_probs", rois.label_probs, np.float16, (num, record.label_topk))
+    _check_kind("scores", rois.scores, np.float16, (num,))
+    _check_kind("label_ids", rois.label_ids, np.uint16, (num, record.label_topk))
+    _check_kind("label_probs", rois.label_probs, np.float16, (num, record.label_topk))
     _check_array("features", record.features, np.float16, (num, dim))
     _check_array("image_feature", record.image_feature, np.float16, (dim,))
     if (rois.attribute_ids is None) != (rois.attribute_probs is None):
         raise RecordRejectedError("bad record", "attribute ids and probabilities must come together")
     if rois.attribute_ids is not None and rois.attribute_probs is not None:
-        _check_array("attribute_ids", rois.attribute_ids, np.uint16, (num,))
-        _check_array("attribute_probs", rois.attribute_probs, np.float16, (num,))
+        _check_kind("attribute_ids", rois.attribute_ids, np.uint16, (num,))
+        _check_kind("attribute_probs", rois.attribute_probs, np.float16, (num,))
         _check_range("attribute_probs", rois.attribute_probs, 0.0, 1.0)
     if rois.source_rows is not None:
-        _check_array("source_rows", rois.source_rows, np.uint16, (num,))
+        _check_kind("source_rows", rois.source_rows, np.uint16, (num,))
     if record.masked_views is not None:
         views = int(record.masked_views.chosen.shape[0])
-        _check_array("masked_views.chosen", record.masked_views.chosen, np.bool_, (views, num))
+        _check_kind("masked_views.chosen", record.masked_views.chosen, np.bool_, (views, num))
         _check_array("masked_views.features", record.masked_views.features, np.float16, (views, num, dim))
         _check_array("masked_views.image_features", record.masked_views.image_features, np.float16, (views, dim))
     _check_text(record)
@@ -232,7 +232,7 @@ def _check_boxes(record: ImageRois) -> None:
         return
     if (boxes[:, 2:] <= boxes[:, :2]).any():
         raise RecordRejectedError("bad box", "a box has no area")
-    low, high = float(boxes.min()), boxes.max(axis=0)
+    low, high = float(boxes.min()), boxes.max(axis=0).tolist()
     if low < -BOX_SLACK_PX or high[2] > width + BOX_SLACK_PX or high[3] > height + BOX_SLACK_PX:
         raise RecordRejectedError(
             "bad box",
@@ -247,7 +247,8 @@ def _check_labels(rois: RoiSet, label_space: LabelSpace | None) -> None:
     if rois.label_ids.size == 0:
         return
     _check_range("label_probs", rois.label_probs, 0.0, 1.0)
-    if (np.add.reduce(rois.label_probs, axis=1, dtype=np.float32) > 1 + PROBABILITY_SLACK).any():
+    several = rois.label_probs.shape[1] > 1
+    if several and (np.add.reduce(rois.label_probs, axis=1, dtype=np.float32) > 1 + PROBABILITY_SLACK).any():
         raise RecordRejectedError("bad label", "the class probabilities of a RoI sum to more than 1")
     if label_space is not None and int(rois.label_ids.max()) >= label_space.num_classes:
         raise RecordRejectedError(
@@ -256,22 +257,30 @@ def _check_labels(rois: RoiSet, label_space: LabelSpace | None) -> None:
         )
 
 
-def _check_array(name: str, array: Array, dtype: Any, shape: tuple[int, ...]) -> None:
+def _check_kind(name: str, array: Array, dtype: Any, shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape:
         raise RecordRejectedError(
             "bad record",
             f"{name} is {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}",
         )
-    if array.dtype.kind == "f" and not all_finite(array):
+
+
+def _check_array(name: str, array: Array, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Check an array's kind, and that its numbers are finite."""
+    _check_kind(name, array, dtype, shape)
+    if not all_finite(array):
         raise RecordRejectedError("not finite", f"{name} holds NaN or infinity")
 
 
 def _check_range(name: str, values: Array, low: float, high: float) -> None:
+    """Check that numbers are finite and in a range."""
     if low == 0 and values.dtype == np.float16 and values.flags.c_contiguous:
         # One pass instead of two; what fails it, such as -0, is looked at again below.
         limit = int(np.float16(high + PROBABILITY_SLACK).view(np.uint16))
         if not values.size or int(values.view(np.uint16).max()) <= limit:
             return
+    if not all_finite(values):
+        raise RecordRejectedError("not finite", f"{name} holds NaN or infinity")
     if values.size and (float(values.min()) < low or float(values.max()) > high + PROBABILITY_SLACK):
         raise RecordRejectedError(
             "bad record",

@@ -154,8 +154,11 @@ class Meaning:
             named = probs[:, int(first) : probs.shape[1] - (convention.background == "last")]
             ids = named.argmax(axis=1)
             return ids.astype(np.uint16), np.take_along_axis(named, ids[:, None], axis=1)[:, 0].astype(np.float16)
-        ids = _ids(record.attribute_ids, num, convention.num_classes, "attribute ids") - first
+        ids = _ids(record.attribute_ids, num, convention.num_classes, "attribute ids")
         scores = _scores(record.attribute_scores, num, "attribute scores")
+        if convention.background == "none":
+            return ids.astype(np.uint16), scores.astype(np.float16)
+        ids = ids - first
         none = (ids < 0) if first else (ids == convention.num_classes - 1) & (convention.background == "last")
         return np.where(none, 0, ids).astype(np.uint16), np.where(none, 0, scores).astype(np.float16)
 
@@ -166,6 +169,8 @@ def to_pixels(boxes: Array, size_px: tuple[int, int], units: str) -> tuple[Array
     Raises:
         RecordRejectedError: "not finite", "box outside image" or "bad box" (no area).
     """
+    if units == "pixels" and boxes.dtype == np.float32 and _inside(boxes, size_px):
+        return boxes.astype(np.float32), Counter()
     if not np.isfinite(boxes).all():
         raise RecordRejectedError("not finite", "boxes hold NaN or infinity")
     sides = np.array([*size_px, *size_px], np.float64)
@@ -188,6 +193,12 @@ def to_pixels(boxes: Array, size_px: tuple[int, int], units: str) -> tuple[Array
     if (clipped[:, 2:] <= clipped[:, :2]).any():
         raise RecordRejectedError("bad box", "a box has no area")
     return clipped, Counter({CLAMPED: moved}) if moved else Counter()
+
+
+def _inside(boxes: Array, size_px: tuple[int, int]) -> bool:
+    """Return whether all boxes [R, 4] have an area and lie between the image's edges, touching none; none is NaN."""
+    (_, _, x1, y1), low = boxes.max(axis=0).tolist(), float(boxes.min())
+    return low > 0 and x1 < size_px[0] and y1 < size_px[1] and bool((boxes[:, 2:] > boxes[:, :2]).all())
 
 
 def top_classes(probs: Array, topk: int) -> tuple[Array, Array]:
