@@ -2,7 +2,11 @@
 
 Theirs: one process, row by row, `csv` and `base64`, each record pickled into an LMDB file in one transaction, arrays as
 base64 again, as VOLTA stores them. Ours: the whole import, from opening the input to the finished, verified folder.
-Peak memory is that of a process of its own which imports the input once, and one four times as large.
+Both end with what they wrote synced to disk, and neither is timed while the run before is removed.
+
+Each side runs in a process of its own that stays from run to run. Ours arranges its memory as `vlb import-features`
+does (see `vlbert_data.memory`); the projects' converters do nothing of the kind, so neither does theirs. Peak memory is
+that of another process which imports the input once, and one four times as large.
 """
 
 import base64
@@ -13,13 +17,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from benchmarks.common import compare, parser, peak_mb, report
+from benchmarks.common import Comparison, parser, peak_mb, report, seconds
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.importers.captions import open_captions
 from vlbert_data.importers.open import FORMATS, open_importer
@@ -130,7 +135,8 @@ def import_features(source: Path, target: Path) -> None:
     assert work.run().manifest.num_images == len(importer), "every image of the input is taken"
 
 
-INPUTS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path, Path], None]]] = {
+Work = Callable[[Path, Path], None]
+INPUTS: dict[str, tuple[str, Callable[[Path, int], None], Work]] = {
     "LXMERT TSV": ("lxmert", write_tsv, convert_tsv),
     "VOLTA LMDB": ("pickle-lmdb", write_lmdb, convert_lmdb),
 }
@@ -163,10 +169,28 @@ def peaks_of(folder: Path, name: str, num_images: int) -> dict[str, int]:
     return {"peak MB": found[0], f"peak MB, {LARGER} x the images": found[1]}
 
 
-def afresh(target: Path, work: Callable[[Path], None]) -> None:
-    """Do work that makes `target`, which is removed before."""
+def seconds_afresh(work: Work, source: Path, target: Path) -> float:
+    """Return the seconds that `work` takes to make `target`, which is removed before."""
     shutil.rmtree(target, ignore_errors=True)
-    work(target)
+    return seconds(lambda: work(source, target))
+
+
+def compare_in_processes(name: str, source: Path, folder: Path, pairs: int) -> Comparison:
+    """Return the times of both sides in turn, each in a process of its own, after a run that is not measured."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as ours,
+        ProcessPoolExecutor(1, context) as theirs,
+    ):
+        sides = ((ours, import_features, folder / "ours"), (theirs, INPUTS[name][2], folder / "theirs"))
+        for pair in range(-1, pairs):
+            for side in (0, 1) if pair % 2 == 0 else (1, 0):
+                process, work, target = sides[side]
+                found = process.submit(seconds_afresh, work, source, target).result()
+                if pair >= 0:
+                    taken[side].append(found)
+    return Comparison(name=name, ours=tuple(taken[0]), theirs=tuple(taken[1]))
 
 
 def main() -> None:
@@ -175,8 +199,8 @@ def main() -> None:
     options.add_argument("--images", type=int, default=1000, help="images of an input")
     options.add_argument("--one", nargs=2, type=Path, help="import one input and print this process's peak memory")
     chosen = options.parse_args()
-    keep_freed_memory()
     if chosen.one:
+        keep_freed_memory()
         import_features(*chosen.one)
         print(peak_mb())
         return
@@ -186,14 +210,7 @@ def main() -> None:
     peaks = {name: peaks_of(folder, name, chosen.images) for name in inputs}
     rows = []
     for name in inputs:
-        source, ours, theirs = make_input(folder, name, chosen.images), folder / "ours", folder / "theirs"
-        times = compare(
-            name,
-            partial(afresh, ours, partial(import_features, source)),
-            partial(afresh, theirs, partial(INPUTS[name][2], source)),
-            pairs=chosen.pairs,
-            warm_up=True,
-        )
+        times = compare_in_processes(name, make_input(folder, name, chosen.images), folder, chosen.pairs)
         rows.append({**times.row(work=chosen.images, unit="images"), **peaks[name]})
     report("bench_import", rows, keep=not chosen.dry)
 
