@@ -11,6 +11,7 @@ import pytest
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.halves import to_half
 from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
+from vlbert_data.importers.half_features import halve
 from vlbert_data.importers.image_sizes import open_image_sizes
 from vlbert_data.importers.labels import BACKGROUND_NAME, LabelChoice, read_class_names, settle_labels
 from vlbert_data.importers.meaning import Meaning, to_pixels, top_classes
@@ -253,3 +254,26 @@ def test_boxes_wholly_inside_are_what_the_careful_way_makes_of_them() -> None:
         to_pixels(inside[:, [2, 3, 0, 1]], (640, 480), "pixels")
     with pytest.raises(RecordRejectedError, match="NaN"):
         to_pixels(np.where(inside == inside.max(), np.float32(np.nan), inside), (640, 480), "pixels")
+
+
+@pytest.mark.parametrize("num_rois", [1, 2, 36, 100])
+def test_halved_features_and_their_mean_are_numpys_to_the_bit(num_rois: int) -> None:
+    rng = np.random.default_rng(num_rois)
+    bits = rng.integers(0, 2**32, (num_rois, 2054), dtype=np.uint32)
+    wide = np.where((bits & 0x7FFFFFFF) < 0x477FF000, bits, 0x80000000).astype(np.uint32).view(np.float32)
+    usual = np.maximum(rng.standard_normal((num_rois, 2054)), 0).astype(np.float32)
+    small = (usual * 1e-7).astype(np.float32)
+    small.flags.writeable = False
+    for features in (wide, usual, small, wide[:, :-6], usual.astype(np.float64), usual.astype(np.float16)):
+        half, mean = halve(features)
+        slow = features.mean(axis=0, dtype=np.float32).astype(np.float16)
+        np.testing.assert_array_equal(half.view(np.uint16), features.astype(np.float16).view(np.uint16))
+        np.testing.assert_array_equal(mean.view(np.uint16), slow.view(np.uint16))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 65520.0, -65520.0])
+def test_features_that_float16_cannot_hold_are_not_halved(value: float) -> None:
+    features = np.ones((3, 5), np.float32)
+    features[2, 4] = value
+    with pytest.raises(RecordRejectedError):
+        halve(features)

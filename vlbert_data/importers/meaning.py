@@ -71,9 +71,11 @@ class Meaning:
         Raises:
             RecordRejectedError: a value that cannot be true, or that a shard cannot hold.
         """
+        from vlbert_data.importers.half_features import halve  # loads Numba: processes start without it
+
         self._check_shapes(record)
         boxes, changes = to_pixels(record.boxes, size_px, self.traits.box_units)
-        features = to_float16(record.features, what="features")
+        features, mean = halve(record.features)
         confidence, ids, probs = self._labels(record)
         order = np.argsort(-confidence, kind="stable")
         if (order[1:] < order[:-1]).any():
@@ -95,7 +97,7 @@ class Meaning:
             captions=captions,
             rois=rois,
             features=features,
-            image_feature=self._image_feature(record, features),
+            image_feature=self._image_feature(record, mean),
         )
         return image, changes
 
@@ -116,11 +118,11 @@ class Meaning:
             return 0
         return 1 if self.traits.labels.targets == "hard" else min(self.label_topk, self.label_space.num_classes)
 
-    def _image_feature(self, record: RawRecord, features: Array) -> Array:
+    def _image_feature(self, record: RawRecord, mean: Array) -> Array:
         """Return float16 [F]: the file's own, or the mean over the RoIs, as VL-BERT describes whole images."""
         if not self.traits.has_image_feature:
-            return to_float16(record.features.mean(axis=0, dtype=np.float32), what="the mean of the features")
-        if record.image_feature is None or record.image_feature.shape != features.shape[1:]:
+            return mean
+        if record.image_feature is None or record.image_feature.shape != mean.shape:
             raise RecordRejectedError("no image feature", "the record lacks the whole image's feature, others have it")
         return to_float16(record.image_feature, what="the whole image's feature")
 
