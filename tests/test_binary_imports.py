@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.binary_cases import CASES
 from tests.import_world import run_import
-from tests.test_binary_formats import CASES
 from vlbert_data.importers.labels import LabelChoice
 from vlbert_data.types import check_image_rois
 
