@@ -60,6 +60,28 @@ def test_dense_files_without_shares_have_no_sizes(tmp_path: Path) -> None:
     assert not open_importer([str(path)]).traits.has_image_sizes
 
 
+@pytest.mark.parametrize(("value", "what"), [(None, "a group"), (3.0, "one number")])
+def test_features_that_are_no_rows_are_refused(tmp_path: Path, value: float | None, what: str) -> None:
+    path = write.write_dense(tmp_path / "val36.hdf5", IMAGES)
+    with h5py.File(path, "a") as file:
+        del file["image_features"]
+        if value is None:
+            file.create_group("image_features")
+        else:
+            file["image_features"] = value
+    with pytest.raises(ConfigError, match=f"image_features is {what}; expected a data set with a row for each image"):
+        open_importer([str(path)])
+
+
+def test_dense_files_without_features_or_boxes_are_refused(tmp_path: Path) -> None:
+    for name in ("image_features", "image_bb"):
+        path = write.write_dense(tmp_path / "val36.hdf5", IMAGES)
+        with h5py.File(path, "a") as file:
+            del file[name]
+        with pytest.raises(ConfigError, match=f"no {name} in it; expected image_features, image_bb, spatial_features"):
+            open_importer([str(path)], format_name="dense-hdf5")
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

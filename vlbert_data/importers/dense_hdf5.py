@@ -65,8 +65,7 @@ class DenseHdf5(NumberedImporter):
         """
         self._path = path
         members = set(describe(path)["first"])
-        self._present = [name for name in DATASETS if name in members]
-        first = describe(path, DATASETS[0])
+        self._present = _present(path, members)
         self._places: Array | None = None
         if PLACES in members:
             places = read_datasets(path, [PLACES])[0]
@@ -75,7 +74,7 @@ class DenseHdf5(NumberedImporter):
                     f"{path}: {PLACES} are {places.dtype} {list(places.shape)}; expected two whole numbers an image."
                 )
             self._places = places.astype(np.int64)
-        count = int(first["shape"][0]) if self._places is None else len(self._places)
+        count = _num_rows(path) if self._places is None else len(self._places)
         map_path = find_map(path)
         self._ids = read_ids(map_path, count)
         self._file_facts = hash_files([path, map_path])
@@ -131,6 +130,31 @@ class DenseHdf5(NumberedImporter):
             raise RecordRejectedError("wrong length", f"data of shape {list(array.shape)}; expected one image's")
         one: Array = array[0]
         return one
+
+
+def _present(path: Path, members: set[str]) -> list[str]:
+    """Return which data sets of an image the file has, in the order of DATASETS; only the last may be absent.
+
+    Raises:
+        ConfigError: no features or no boxes.
+    """
+    lacking = [name for name in DATASETS[:2] if name not in members]
+    if lacking:
+        raise ConfigError(f"{path}: no {' and no '.join(lacking)} in it; expected {', '.join(DATASETS)}.")
+    return [name for name in DATASETS if name in members]
+
+
+def _num_rows(path: Path) -> int:
+    """Return how many images the features are of.
+
+    Raises:
+        ConfigError: they are no data set with a row for each image. ChildRefusedError: unreadable, or not there.
+    """
+    found = describe(path, DATASETS[0])
+    if found["kind"] != "dataset" or not found["shape"]:
+        what = f"a {found['kind']}" if found["kind"] != "dataset" else "one number"
+        raise ConfigError(f"{path}: {DATASETS[0]} is {what}; expected a data set with a row for each image.")
+    return int(found["shape"][0])
 
 
 def stated_size(boxes: Array, shares: Array) -> tuple[int, int] | None:
