@@ -1,6 +1,12 @@
-"""Ways in which files get damaged."""
+"""Ways in which files get damaged, and how often tests do it."""
 
+import os
 import random
+
+
+def num_mutations(usual: int) -> int:
+    """Return how often a test damages each file: `usual`, or what VLB_MUTATIONS says."""
+    return int(os.environ.get("VLB_MUTATIONS", usual))
 
 
 def mutate(raw: bytes, rng: random.Random) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.damage import num_mutations
 from tests.foreign_files import (
     Detections,
     butd_row,
@@ -32,7 +33,7 @@ from vlbert_data.importers.labels import LabelChoice
 from vlbert_data.importers.zip_directory import open_zip
 from vlbert_data.types import ImageRois, check_image_rois
 
-MUTATIONS = 300
+MUTATIONS = num_mutations(300)
 IMAGES = [make_detections(number, num_rois=3, feature_dim=8, num_classes=7, num_attributes=3) for number in range(1, 4)]
 Write = Callable[[Path], Path]
 

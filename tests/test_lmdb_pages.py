@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.damage import num_mutations
 from vlbert_data.importers.lmdb_pages import (
     LmdbRefusedError,
     _overlapping,
@@ -17,6 +18,8 @@ from vlbert_data.importers.lmdb_pages import (
     looks_like_lmdb,
 )
 from vlbert_data.importers.lmdb_records import LmdbRecords
+
+MUTATIONS = num_mutations(300)
 
 
 def make_lmdb(
@@ -165,7 +168,7 @@ def test_mutated_lmdb_files_give_true_records_or_damages(tmp_path: Path) -> None
     records = some_records(400)
     raw = make_lmdb(tmp_path / "x", records, subdir=False).read_bytes()
     rng, path, damaged = random.Random(3), tmp_path / "y", 0
-    for _ in range(300):
+    for _ in range(MUTATIONS):
         changed = bytearray(raw)
         # The first pages and those of keys hold what leads to the rest: damage them most.
         for _ in range(rng.randint(1, 6)):
@@ -185,4 +188,4 @@ def test_mutated_lmdb_files_give_true_records_or_damages(tmp_path: Path) -> None
                 refused += 1
         reader.close()
         damaged += bool(index.damages or refused)
-    assert damaged > 50
+    assert damaged > MUTATIONS // 6
