@@ -230,6 +230,36 @@ function joined(shape, source, alt, rois, rows, name, chosen) {
   return { picture: picture.node, rows: list.node, setState: picture.setState, light };
 }
 
+/** Return the data URI of a stored picture, null where there is none. */
+const sourceOf = (place) => (pictures[place] ? `data:image/jpeg;base64,${pictures[place]}` : null);
+
+/** Return empty cards, one for each name, in order, for `lazily`. */
+function makeCards(names) {
+  return names.map((name, i) => el("article", { class: "card", "data-number": i, "aria-label": name }));
+}
+
+/** Return what a card holds: the picture and, beside it, the title with a button that opens `name` large, and `below`. */
+function cardOf(picture, title, name, open, below) {
+  picture.addEventListener("dblclick", open);
+  const label = `Open ${name} large`;
+  const button = el("button", { class: "open", type: "button", "aria-label": label, onclick: open }, "Enlarge");
+  return [
+    el("div", { class: "mat" }, picture),
+    el("div", { class: "side" }, el("div", { class: "title" }, ...title, button), ...below),
+  ];
+}
+
+/** Show the cards numbered `visible`, in that order, for the keyboard too; say in `result` how many of `what` these are. */
+function showCards(cards, grid, visible, result, what) {
+  const among = new Set(visible);
+  cards.forEach((card, i) => {
+    card.hidden = !among.has(i);
+  });
+  grid.append(...visible.map((i) => cards[i]));
+  const all = plural(cards.length, what);
+  result.textContent = visible.length === cards.length ? all : `${number(visible.length)} of ${all}`;
+}
+
 /** Draw cards as they come near the window and empty them as they go: thousands stay as quick as a few. */
 function lazily(cards, draw) {
   const waiting = new Set();

@@ -72,8 +72,6 @@ function wordDetail(word) {
   ].filter(Boolean);
 }
 
-const sourceOf = (place) => (pictures[place] ? `data:image/jpeg;base64,${pictures[place]}` : null);
-
 /** Return picture, rows and caption of an example, joined: pointing at a row lights its word or its RoI. */
 function parts(example, detailed, chosen) {
   const masked = new Map(example.masked.map((roi, i) => [roi.roi, i]));
@@ -154,30 +152,10 @@ function titleOf(example) {
 }
 
 function drawCard(i) {
-  const example = examples[i],
-    open = () => openLarge(i);
+  const example = examples[i];
+  const open = () => openLarge(i);
   const { picture, rows, text } = parts(example, false, open);
-  picture.addEventListener("dblclick", open);
-  return [
-    el("div", { class: "mat" }, picture),
-    el(
-      "div",
-      { class: "side" },
-      el(
-        "div",
-        { class: "title" },
-        ...titleOf(example),
-        el(
-          "button",
-          { class: "open", type: "button", "aria-label": `Open ${example.name} large`, onclick: open },
-          "Enlarge",
-        ),
-      ),
-      text,
-      columns(example),
-      rows,
-    ),
-  ];
+  return cardOf(picture, titleOf(example), example.name, open, [text, columns(example), rows]);
 }
 
 function drawLarge(i) {
@@ -210,9 +188,7 @@ const KINDS = {
 };
 const ORDERS = { stored: "as stored", most: "most gained by the image first", least: "least gained first" };
 let visible = examples.map((_, i) => i);
-const cards = examples.map((example, i) =>
-  el("article", { class: "card", "data-number": i, "aria-label": `Caption ${example.name}` }),
-);
+const cards = makeCards(examples.map((example) => `Caption ${example.name}`));
 const grid = el("div", { class: "cards" }, cards);
 const result = el("span", { class: "result", role: "status" });
 const nothing = el("p", { class: "nothing", hidden: true }, "No example is like this.");
@@ -224,15 +200,7 @@ function apply() {
     .filter((i) => KINDS[state.kind][1](examples[i]) && said(examples[i]).includes(state.text));
   if (state.order !== "stored")
     visible.sort((a, b) => (gainOf(examples[b]) - gainOf(examples[a])) * (state.order === "most" ? 1 : -1));
-  const among = new Set(visible);
-  cards.forEach((card, i) => {
-    card.hidden = !among.has(i);
-  });
-  grid.append(...visible.map((i) => cards[i]));
-  result.textContent =
-    visible.length === examples.length
-      ? plural(examples.length, "caption")
-      : `${number(visible.length)} of ${plural(examples.length, "caption")}`;
+  showCards(cards, grid, visible, result, "caption");
   nothing.hidden = visible.length > 0;
 }
 

@@ -29,7 +29,6 @@ function rowOf(roi, ...more) {
 
 const altOf = (image) => `${image.id}: ${image.captions[0]}`;
 const shapeOf = (image) => ({ width: image.w, height: image.h });
-const sourceOf = (i) => (pictures[i] ? `data:image/jpeg;base64,${pictures[i]}` : null);
 
 function titleOf(image) {
   return [
@@ -60,27 +59,8 @@ function drawCard(i) {
     `RoIs of ${image.id}`,
     open,
   );
-  picture.addEventListener("dblclick", open);
   picture.classList.toggle("bare", !state.boxes);
-  return [
-    el("div", { class: "mat" }, picture),
-    el(
-      "div",
-      { class: "side" },
-      el(
-        "div",
-        { class: "title" },
-        ...titleOf(image),
-        el(
-          "button",
-          { class: "open", type: "button", "aria-label": `Open ${image.id} large`, onclick: open },
-          "Enlarge",
-        ),
-      ),
-      captionsOf(image),
-      rows,
-    ),
-  ];
+  return cardOf(picture, titleOf(image), image.id, open, [captionsOf(image), rows]);
 }
 
 function drawLarge(i) {
@@ -152,16 +132,8 @@ function apply() {
   const most = (i) => images[i].rois.length;
   if (state.order === "most") visible.sort((a, b) => most(b) - most(a));
   if (state.order === "fewest") visible.sort((a, b) => most(a) - most(b));
-  const among = new Set(visible);
-  cards.forEach((card, i) => {
-    card.hidden = !among.has(i);
-  });
-  grid.append(...visible.map((i) => cards[i])); // in order for the keyboard too
+  showCards(cards, grid, visible, result, "image");
   redraw();
-  result.textContent =
-    visible.length === images.length
-      ? plural(images.length, "image")
-      : `${number(visible.length)} of ${plural(images.length, "image")}`;
   nothing.hidden = visible.length > 0;
   const ids = [...state.classes];
   chips.replaceChildren(
@@ -209,9 +181,7 @@ const usedClasses = [...new Set(images.flatMap((image) => image.rois.map(classOf
   .filter((id) => id !== null)
   .sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
 const idByName = new Map(usedClasses.map((id) => [nameOf(id).toLowerCase(), id]));
-const cards = images.map((_, i) =>
-  el("article", { class: "card", "data-number": i, "aria-label": `Image ${images[i].id}` }),
-);
+const cards = makeCards(images.map((image) => `Image ${image.id}`));
 const grid = el("div", { class: "cards" }, cards);
 const chips = el("span", { class: "chips" });
 const result = el("span", { class: "result", role: "status" });
