@@ -35,9 +35,11 @@ class _Helper(SpawnProcess):
 def _interrupt_later() -> Iterator[None]:
     """Let Ctrl-C interrupt only at the end: a helper must be told all that it waits for.
 
-    Holding the signal back in this thread is not enough: another may take it, and Python interrupts the main one.
+    Holding the signal back in this thread is not enough: another may take it, and Python interrupts the main one. A
+    handler that is not Python's, as of a program that Python is embedded in, stays: Python could not put it back.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is None:
         yield
         return
     asked: list[int] = []
