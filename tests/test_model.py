@@ -133,15 +133,27 @@ def test_the_feature_of_a_hidden_roi_is_never_looked_at(batch: Batch) -> None:
         assert torch.equal(model(replace(batch, roi_features=blind)), model(batch))
 
 
-def test_geometry_is_written_out_as_sines_and_cosines_of_centre_and_size() -> None:
+@pytest.mark.parametrize("waves", [256, 8])
+def test_geometry_is_written_out_as_sines_and_cosines_of_centre_and_size(waves: int) -> None:
     boxes = torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0]])
-    found = embed_geometry(boxes).view(2, 4, 2, 256)
+    found = embed_geometry(boxes, waves).view(2, 4, 2, waves)
     for row, (x0, y0, x1, y1) in enumerate(boxes.double().tolist()):
         for coordinate, share in enumerate(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)):
-            for wave in (0, 1, 100, 255):
-                angle = torch.tensor(100 * share / 1000 ** (wave / 256))
+            for wave in (0, 1, waves // 2, waves - 1):
+                angle = torch.tensor(100 * share / 1000 ** (wave / waves))
                 assert float(found[row, coordinate, 0, wave]) == pytest.approx(float(angle.sin()), abs=2e-5)
                 assert float(found[row, coordinate, 1, wave]) == pytest.approx(float(angle.cos()), abs=2e-5)
+
+
+def test_fewer_waves_make_the_projection_narrower_and_nothing_else_and_are_published_unless_asked(batch: Batch) -> None:
+    published, narrow = VLBertModel(SMALL), VLBertModel(VLBertConfig(**{**SMALL.to_dict(), "geometry_waves": 8}))
+    shapes = {name: tuple(tensor.shape) for name, tensor in narrow.state_dict().items()}
+    differing = {name for name, tensor in published.state_dict().items() if shapes[name] != tuple(tensor.shape)}
+    assert differing == {"embeddings.roi_projection.weight"}
+    assert published.embeddings.roi_projection.in_features == 2048 + SMALL.feature_dim
+    assert narrow.embeddings.roi_projection.in_features == 64 + SMALL.feature_dim
+    with torch.no_grad():
+        assert narrow.eval()(batch).isfinite().all()
 
 
 # A Hugging Face model

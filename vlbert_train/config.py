@@ -145,6 +145,13 @@ class ModelConfig:
     visual_gain_init: float = setting(
         0.0, "gain of the visual norms at the start; 0, as published: a model started from BERT begins blind", low=0.0
     )
+    geometry_waves: int = setting(
+        256,
+        "wavelengths in which each of a box's four numbers is written before the projection; 256, as published: "
+        "2,048 numbers, many beside narrow features",
+        low=1,
+        high=2**16,
+    )
     attention: Literal["auto", "sdpa", "varlen"] = setting("auto", "attention kernel; auto: varlen where it can run")
     init_from: str | None = setting(None, "BERT or VL-BERT weights to start from: a directory or a hub name")
 

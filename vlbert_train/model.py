@@ -25,7 +25,9 @@ from vlbert_train.config import ModelConfig
 # A RoI's centre, width and height, as shares of the image times 100, each as sines and cosines of 256 wavelengths that
 # grow from 1 to nearly 1000. Source: VL-BERT's released code.
 GEOMETRY_SCALE, GEOMETRY_WAVES, GEOMETRY_BASE = 100.0, 256, 1000.0
-GEOMETRY_DIM = 4 * 2 * GEOMETRY_WAVES
+# A sine and a cosine of each wave for each of four numbers.
+GEOMETRY_PARTS = 4 * 2
+GEOMETRY_DIM = GEOMETRY_PARTS * GEOMETRY_WAVES
 
 
 class VLBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no types
@@ -34,7 +36,8 @@ class VLBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no typ
     feature_dim: F. num_roi_classes: C, 0 for a model without a masked-RoI head. has_relation_head: whether it also says
     if caption and image belong together. visual_gain_init: what the gain of the visual norms begins with; 0, as
     published, lets a new model begin as BERT does, blind. feature_dropout_prob: dropout of what is projected of a RoI,
-    none for hidden_dropout_prob. attention: the kernel, see `attention.uses_varlen`.
+    none for hidden_dropout_prob. geometry_waves: see `embed_geometry`; 256 as published. attention: the kernel, see
+    `attention.uses_varlen`.
     """
 
     model_type = "vlbert"
@@ -45,6 +48,7 @@ class VLBertConfig(BertConfig):  # type: ignore[misc]  # transformers has no typ
     has_relation_head: bool = False
     visual_gain_init: float = 0.0
     feature_dropout_prob: float | None = None
+    geometry_waves: int = GEOMETRY_WAVES
     attention: str = "auto"
 
 
@@ -65,6 +69,7 @@ def config_of(config: ModelConfig, *, vocab_size: int, feature_dim: int, num_lab
         feature_dropout_prob=config.feature_dropout_prob,
         initializer_range=config.initializer_range,
         visual_gain_init=config.visual_gain_init,
+        geometry_waves=config.geometry_waves,
         attention=config.attention,
     )
 
@@ -98,14 +103,15 @@ class VLBertPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transform
             init.zeros_(module.bias)
 
 
-def embed_geometry(geometry: Tensor) -> Tensor:
-    """Return [N, GEOMETRY_DIM] of boxes f32 [N, 4], corners as shares of the image: (xc, yc, w, h), sines then cosines.
+def embed_geometry(geometry: Tensor, waves: int = GEOMETRY_WAVES) -> Tensor:
+    """Return [N, 8 * waves] of boxes f32 [N, 4], corners as shares of the image: (xc, yc, w, h), sines then cosines.
 
+    waves: so many wavelengths, evenly spaced in their logarithm over the published range, however many they are.
     Source: VL-BERT, section 3.2, after Hu et al., Relation Networks (CVPR 2018); scales as released.
     """
     corners, ends = geometry[:, :2], geometry[:, 2:]
     places = torch.cat([(corners + ends) / 2, ends - corners], dim=1) * GEOMETRY_SCALE  # [N, 4]
-    exponents = torch.arange(GEOMETRY_WAVES, dtype=geometry.dtype, device=geometry.device) / GEOMETRY_WAVES
+    exponents = torch.arange(waves, dtype=geometry.dtype, device=geometry.device) / waves
     angles = places[:, :, None] / GEOMETRY_BASE**exponents  # [N, 4, waves]
     return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
 
@@ -116,6 +122,7 @@ class VLBertEmbeddings(nn.Module):
     def __init__(self, config: VLBertConfig) -> None:
         super().__init__()
         width = config.hidden_size
+        self.geometry_waves = config.geometry_waves
         self.words = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Embedding(config.max_position_embeddings, width)
         self.segments = nn.Embedding(config.type_vocab_size, width)
@@ -124,7 +131,7 @@ class VLBertEmbeddings(nn.Module):
         self.end_word = nn.Parameter(torch.empty(width))
         self.text_visual = nn.Parameter(torch.empty(width))
         self.hidden_roi_feature = nn.Parameter(torch.empty(config.feature_dim))
-        self.roi_projection = nn.Linear(GEOMETRY_DIM + config.feature_dim, width)
+        self.roi_projection = nn.Linear(GEOMETRY_PARTS * config.geometry_waves + config.feature_dim, width)
         self.text_visual_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.roi_visual_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -159,7 +166,8 @@ class VLBertEmbeddings(nn.Module):
 
     def _project(self, features: Tensor, geometry: Tensor) -> Tensor:
         """Return [n, H] of features [n, F] and boxes [n, 4]."""
-        seen = torch.cat([embed_geometry(geometry).to(features.dtype), features], dim=1)
+        places = embed_geometry(geometry, self.geometry_waves).to(features.dtype)
+        seen = torch.cat([places, features], dim=1)
         return functional.relu(self.roi_projection(self.feature_dropout(seen)))
 
 
