@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(0), default=10_000, show_default=True, help="Most captions and most texts; 0: all."
 )
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Measure everything so often, with other masks each time; steadier where there are few images.",
+)
 @click.option("--device", type=Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of examples: one file.")
@@ -47,6 +54,7 @@ def command(
     words: Path | None,
     changes: tuple[str, ...],
     limit: int,
+    draws: int,
     device: str,
     as_json: bool,
     html: Path | None,
@@ -71,7 +79,9 @@ def command(
     # Only now: a wrong folder is told before torch has loaded.
     from vlbert_train import evaluate
 
-    data = evaluate.EvaluationData(shards=shards, corpus=corpus, tokenizer=tokenizer, words=words, limit=limit or None)
+    data = evaluate.EvaluationData(
+        shards=shards, corpus=corpus, tokenizer=tokenizer, words=words, limit=limit or None, draws=draws
+    )
     opened = evaluate.open_run(run, data, changes=[*changes, f"run.device={device}"])
     with console.bar("examples", 0) as bar:
         report = evaluate.report(opened, advance=lambda done, total: bar.update(done, total=total))
@@ -123,7 +133,8 @@ def _print(report: "Report") -> None:
         click.echo(f"visual gain: {100 * report.visual_gain:+.1f} points (right image minus another one)")
     if report.roi_baseline is not None:
         click.echo(f"most frequent class of masked RoIs: {report.roi_baseline_class}, {report.roi_baseline:.1%}")
-    click.echo(f"on {report.caption_examples:,} captions and {report.text_examples:,} texts")
+    draws = f", {report.draws:,} draws of masks" if report.draws > 1 else ""
+    click.echo(f"on {report.caption_examples:,} captions and {report.text_examples:,} texts{draws}")
     if report.named_words:
         _print_named_words(report.named_words)
 

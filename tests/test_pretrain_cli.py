@@ -19,6 +19,8 @@ from tiny_run import Data, lines_of, make_data
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.synthetic import write_shards
 from vlbert_train.checkpoint import list_checkpoints, load_state
+from vlbert_train.distributed import World
+from vlbert_train.evaluate import EvaluationData, measure, open_run
 
 # So that a process finds the modules that this one finds.
 SEARCH = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
@@ -329,6 +331,27 @@ def test_evaluate_prints_what_a_run_has_learned(vlb: Callable[..., Answer], whol
     assert fewer == json.loads(vlb(*few).out)
     answer = vlb("evaluate", whole.parent, "--shards", data.shards)
     assert (answer.code, "no run folder" in answer.err) == (1, True)
+
+
+def test_evaluate_adds_up_independent_draws_of_masks(vlb: Callable[..., Answer], whole: Path, data: Data) -> None:
+    few = ("evaluate", whole, "--shards", data.shards, "--corpus", data.corpus, "--device", "cpu", "--limit", 7)
+    once = json.loads(vlb(*few, "--json").out)
+    opened = open_run(whole, EvaluationData(shards=(str(data.shards),), corpus=str(data.corpus), limit=7))
+    alone = [
+        measure(
+            opened.forward, opened.supply.validation_batches(draw=draw), World(), num_labels=opened.supply.num_labels
+        )
+        for draw in range(3)
+    ]
+    thrice = json.loads(vlb(*few, "--json", "--draws", 3).out)
+    assert (once["draws"], thrice["draws"], thrice["caption_examples"]) == (1, 3, 7)
+    for task in ("words_with_image", "words_of_text", "rois"):
+        assert once[task]["count"] == alone[0].task(task).count
+        assert thrice[task]["count"] == sum(found.task(task).count for found in alone)
+        right = sum((found.task(task).accuracy or 0) * found.task(task).count for found in alone)
+        assert thrice[task]["accuracy"] * thrice[task]["count"] == pytest.approx(right)
+    assert thrice["words_with_other_image"]["count"] == thrice["words_with_image"]["count"]
+    assert "on 7 captions and 7 texts, 3 draws of masks" in vlb(*few, "--draws", 3).out
 
 
 def test_evaluate_refuses_data_that_the_model_was_not_made_for(

@@ -270,6 +270,20 @@ def test_validation_is_the_same_for_every_seed_world_and_call(world: World) -> N
     assert contents(parts) == wanted
 
 
+def test_each_draw_of_masks_is_another_one_of_the_same_examples_and_the_same_at_every_call(world: World) -> None:
+    changes = ("data.val_fraction=0.4", "run.validate_examples=15", "masking.word_share=0.5", "masking.roi_share=0.5")
+    supply = world.supply(*changes)
+    draws = [[s for b in supply.validation_batches(draw=draw) for s in taken_apart(b)] for draw in range(3)]
+    assert contents(list(supply.validation_batches(draw=2))) == contents(
+        [supply.measured_batch(np.array([s.example for s in draws[2]]), draw=2)]
+    )
+    for other in draws[1:]:
+        assert [s.example for s in other] == [s.example for s in draws[0]]
+        assert str([s.word_targets for s in other]) != str([s.word_targets for s in draws[0]])
+        assert str([s.roi_targets for s in other]) != str([s.roi_targets for s in draws[0]])
+    assert contents(list(supply.validation_batches())) == contents(list(supply.validation_batches(draw=0)))
+
+
 def test_another_image_keeps_the_words_and_asks_no_roi(world: World) -> None:
     supply = open_evaluation(
         [world.root / "lmdb", world.root / "hdf5"],

@@ -4,6 +4,7 @@ Visual gain is the accuracy on masked words with the right image minus that with
 comes from looking. The RoI baseline is what always answering the most frequent class would give.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -98,7 +99,7 @@ def likeliest_classes(batch: Batch, num_labels: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What `vlb evaluate` found of a checkpoint, and on how many examples.
+    """What `vlb evaluate` found of a checkpoint, and on how many examples, with so many draws of masks.
 
     roi_baseline: share of asked RoIs whose likeliest class is `roi_baseline_class`, the most frequent one.
     visual_gain: accuracy of words_with_image minus that of words_with_other_image. None: nothing to measure it on.
@@ -109,6 +110,7 @@ class Report:
     step: int
     caption_examples: int
     text_examples: int
+    draws: int
     words_with_image: TaskResult
     words_of_text: TaskResult
     rois: TaskResult
@@ -136,7 +138,8 @@ def gain(right: TaskResult, other: TaskResult) -> float | None:
 class EvaluationData:
     """What to measure on. tokenizer: where it lies, none: where the run found it. words: see `read_groups`.
 
-    limit: of more captions or texts than that, so many are measured, always the same ones; none: all.
+    limit: of more captions or texts than that, so many are measured, always the same ones; none: all. draws: how often
+    each is measured, with masks of its own each time; draws 0 .. n - 1 are the same at every call.
     """
 
     shards: tuple[str, ...]
@@ -144,16 +147,21 @@ class EvaluationData:
     tokenizer: str | None = None
     words: Path | None = None
     limit: int | None = None
+    draws: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenedRun:
-    """A checkpoint's model and the data that it is to be measured on; named: words to be measured by themselves."""
+    """A checkpoint's model and the data that it is to be measured on, so many draws of masks.
+
+    named: words to be measured by themselves, once.
+    """
 
     forward: Forward
     supply: Supply
     checkpoint: Path
     step: int
+    draws: int = 1
     named: tuple[WordGroup, ...] = ()
 
 
@@ -186,7 +194,7 @@ def open_run(path: Path, data: EvaluationData, *, changes: Sequence[str] = ()) -
     with no_bars():
         model = VLBertForPreTraining.from_pretrained(chosen)
     forward = Forward(model, config.run, choose_device(config.run.device, 0))
-    return OpenedRun(forward=forward, supply=supply, checkpoint=chosen, step=state.step, named=groups)
+    return OpenedRun(forward=forward, supply=supply, checkpoint=chosen, step=state.step, draws=data.draws, named=groups)
 
 
 def _refuse_other_meaning(chosen: Path, learned: Mapping[str, Any], supply: Supply) -> None:
@@ -208,9 +216,11 @@ def report(opened: OpenedRun, *, advance: Advance = lambda done, total: None) ->
     """Return the figures of an opened run. advance: told (done, total) examples while it measures."""
     forward, supply = opened.forward, opened.supply
     world = World(device=forward.device)
-    told = _Told(2 * supply.num_validation_examples + supply.num_validation_texts, advance)
-    right = measure(forward, told.count(supply.validation_batches()), world, num_labels=supply.num_labels)
-    swapped = told.count(supply.validation_batches(other_image=True, text=False))
+    told = _Told(opened.draws * (2 * supply.num_validation_examples + supply.num_validation_texts), advance)
+    batches = (supply.validation_batches(draw=draw) for draw in range(opened.draws))
+    right = measure(forward, told.count(itertools.chain.from_iterable(batches)), world, num_labels=supply.num_labels)
+    others = (supply.validation_batches(other_image=True, text=False, draw=draw) for draw in range(opened.draws))
+    swapped = told.count(itertools.chain.from_iterable(others))
     other = measure(forward, swapped, world, num_labels=supply.num_labels)
     frequent = int(right.roi_classes.argmax()) if right.roi_classes.sum() else None
     names = None if supply.label_space is None else supply.label_space.class_names
@@ -219,6 +229,7 @@ def report(opened: OpenedRun, *, advance: Advance = lambda done, total: None) ->
         step=opened.step,
         caption_examples=supply.num_validation_examples,
         text_examples=supply.num_validation_texts,
+        draws=opened.draws,
         words_with_image=right.task("words_with_image"),
         words_of_text=right.task("words_of_text"),
         rois=right.task("rois"),

@@ -157,12 +157,13 @@ class Supply:
         )
 
     def validation_batches(
-        self, *, rank: int = 0, world_size: int = 1, other_image: bool = False, text: bool = True
+        self, *, rank: int = 0, world_size: int = 1, other_image: bool = False, text: bool = True, draw: int = 0
     ) -> Iterator[Batch]:
         """Yield this rank's share of what is held out, with masks that are the same at every call and in every run.
 
         other_image: captions only, each with the RoIs of another example's image; the same words are asked, RoIs are
-        masked but not asked. Nothing comes where there is only one image. text: with text-only examples.
+        masked but not asked. Nothing comes where there is only one image. text: with text-only examples. draw: masks of
+        another number are drawn independently.
         """
         sets, data = self._validation, self._config.data
         size = max(1, (data.caption_batch + data.text_batch) // (world_size * self._config.optim.micro_batches))
@@ -170,14 +171,14 @@ class Supply:
         if other_image and sets.captions and sets.captions.num_images < 2:
             return
         for first in range(rank * size, len(captions), world_size * size):
-            yield self.measured_batch(captions[first : first + size], other_image=other_image)
+            yield self.measured_batch(captions[first : first + size], other_image=other_image, draw=draw)
         texts = self._held_out(sets.num_texts if text and not other_image else 0)
         for first in range(rank * size, len(texts), world_size * size):
-            yield self._held_out_batch(NOTHING, _first_epoch(texts[first : first + size]))
+            yield self._held_out_batch(NOTHING, _epoch(texts[first : first + size], draw))
 
-    def measured_batch(self, examples: Array, *, other_image: bool = False) -> Batch:
+    def measured_batch(self, examples: Array, *, other_image: bool = False, draw: int = 0) -> Batch:
         """Return measured captions, int64 [n], as `validation_batches` brings them: the same words and RoIs masked."""
-        return self._held_out_batch(_first_epoch(examples), NOTHING, other_image=other_image)
+        return self._held_out_batch(_epoch(examples, draw), NOTHING, other_image=other_image)
 
     def named_word_batches(self, named: Array, *, other_image: bool = False) -> Iterator[Batch]:
         """Yield what is held out once for each named word in it: that word alone is hidden, no RoI is.
@@ -196,7 +197,7 @@ class Supply:
                 draft = Draft(
                     sets=sets,
                     keys=MaskKeys.validation(),
-                    captions=[_first_epoch(examples)],
+                    captions=[_epoch(examples, 0)],
                     texts=[NOTHING],
                     steps=[0],
                     other_image=other_image,
@@ -233,5 +234,5 @@ def _asking(batch: Batch) -> Array:
     return found
 
 
-def _first_epoch(examples: Array) -> Picks:
-    return Picks(examples=examples, epochs=np.zeros_like(examples))
+def _epoch(examples: Array, number: int) -> Picks:
+    return Picks(examples=examples, epochs=np.full_like(examples, number))
