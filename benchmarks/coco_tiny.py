@@ -1,10 +1,17 @@
 """coco_tiny: can the recipe `tiny` learn, from 250 photos, what is masked in 46 others?
 
     python -m benchmarks.coco_tiny [--coco FOLDER] [--text FOLDER] [--vocabulary FILE] [--describer FOLDER]
+    python -m benchmarks.coco_tiny --folds 5 [--set SECTION.NAME=VALUE ...]
 
 The commands that a person types, one after another: shards of 250 photos and of 46 others (chosen by a hash of their
-ids), a corpus, `vlb pretrain --preset tiny`, `vlb evaluate`. Prints the accuracy on masked RoIs of the 46 photos
-beside that of always answering the most frequent class, and keeps the curve in results/coco_tiny.json and .svg.
+ids), a corpus, `vlb pretrain --preset tiny` with several seeds. Every checkpoint is measured on the 46 photos with
+masks that do not depend on the recipe: 15 % of RoIs are asked, as published, each of them is hidden with what shows it,
+and all of it is drawn anew several times. Prints the accuracy beside that of always answering the most frequent class,
+with an interval by bootstrap over photos, since RoIs of a photo are alike; keeps both and the curve in
+results/coco_tiny.json and .svg.
+
+--folds is for choosing settings: it learns from all but a fold of the 250 photos, measures on that fold, for each in
+turn, and never opens the 46. Nothing is kept.
 """
 
 import argparse
@@ -14,32 +21,56 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from benchmarks.common import RESULTS, SCRATCH, circumstances, real_data
 
 NUM_ASIDE = 46
+MEASURE = ("masking.roi_share=0.15", "masking.roi_hide_share=1.0", "masking.leakage=overlap")
+DRAWS = 5
+RESAMPLES = 10_000
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What one run reached, photo by photo: float64 [photos] each, over all draws.
+
+    asked: masked RoIs. right: those that the model names. frequent: those of the most frequent class, `name`.
+    """
+
+    step: int
+    asked: Counts
+    right: Counts
+    frequent: Counts
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training. found: by checkpoint, in order; the last one is the result."""
+
+    seed: int
+    seconds: float
+    found: tuple[Found, ...]
 
 
 def main() -> None:
     """Run it and keep the results."""
     options = parse()
-    folder = options.scratch
-    folder.mkdir(parents=True, exist_ok=True)
-    build_data(options, folder)
-    run = folder / "run"
-    shutil.rmtree(run, ignore_errors=True)
-    begin = time.monotonic()
-    changes = [part for change in options.set for part in ("--set", change)]
-    vlb(
-        *("pretrain", "--shards", folder / "train", "--val-shards", folder / "aside", "--corpus", folder / "text"),
-        *("--tokenizer", options.vocabulary, "--preset", "tiny", "--out", run, *changes),
-    )
-    seconds = time.monotonic() - begin
-    report = json.loads(vlb("evaluate", run, "--shards", folder / "aside", "--json"))
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    result = summary(report, seconds, [line for line in lines if line["kind"] == "validation"])
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    build_data(options, options.scratch)
+    if options.folds:
+        choose(options)
+        return
+    runs = [train(options, options.scratch / "train", options.scratch / "aside", seed) for seed in range(options.seeds)]
+    result = summary(runs)
     say(result)
     if not options.set and not options.dry:
         RESULTS.mkdir(exist_ok=True)
@@ -70,20 +101,135 @@ def vlb(*args: object) -> str:
     return done.stdout
 
 
-def summary(report: dict[str, Any], seconds: float, curve: list[dict[str, Any]]) -> dict[str, Any]:
+def choose(options: argparse.Namespace) -> None:
+    """Print what settings reach in a cross-validation among the photos that are trained on."""
+    train_shards = options.scratch / "train"
+    ids = np.array([image["id"] for image in json.loads((options.scratch / "train.json").read_bytes())["images"]])
+    fold = np.arange(len(ids)) % options.folds  # the photos stand in the order of a hash
+    last = []
+    for number in range(options.folds):
+        parts = []
+        for name, chosen in (("learn", ids[fold != number]), ("check", ids[fold == number])):
+            part = options.scratch / f"{name}-{number}-of-{options.folds}"
+            parts.append(part)
+            if not part.exists():
+                listed = part.with_suffix(".txt")
+                listed.write_text("".join(f"{image}\n" for image in chosen))
+                vlb("extract-subset", train_shards, "--ids", listed, "--out", part)
+        last.append(train(options, parts[0], parts[1], 0).found[-1])
+        print(f"fold {number}: {sentence(last[-1:])}")
+    whole = Found(
+        step=last[0].step,
+        asked=np.concatenate([found.asked for found in last]),
+        right=np.concatenate([found.right for found in last]),
+        frequent=np.concatenate([found.frequent for found in last]),
+        name=", ".join(sorted({found.name for found in last})),
+    )
+    print(f"all {options.folds} folds: {sentence([whole])}")
+
+
+def train(options: argparse.Namespace, learn: Path, check: Path, seed: int) -> Run:
+    """Return what the recipe learns from the shards `learn` about `check`, measured at every validation's step."""
+    run = options.scratch / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    changes = [*options.set, f"run.seed={seed}", "run.checkpoint_every=50", "run.keep_checkpoints=100"]
+    begin = time.monotonic()
+    vlb(
+        *("pretrain", "--shards", learn, "--corpus", options.scratch / "text", "--tokenizer", options.vocabulary),
+        *("--preset", "tiny", "--out", run, *(part for change in changes for part in ("--set", change))),
+    )
+    seconds = time.monotonic() - begin
+    checkpoints = sorted((run / "checkpoints").iterdir())
+    return Run(seed=seed, seconds=seconds, found=tuple(measured(path, check) for path in checkpoints))
+
+
+def measured(checkpoint: Path, shards: Path) -> Found:
+    """Return what a checkpoint makes of masked RoIs of `shards`, photo by photo."""
+    from vlbert_train.evaluate import EvaluationData, open_run
+
+    opened = open_run(checkpoint, EvaluationData(shards=(str(shards),)), changes=MEASURE)
+    captions = opened.supply.measured.captions
+    assert captions is not None, "there are photos"
+    photos, truths, guesses = [], [], []
+    with opened.forward.evaluating():
+        for draw in range(DRAWS):
+            for batch in opened.supply.validation_batches(draw=draw):
+                slots = batch.roi_target_slots.numpy()
+                sequences = np.searchsorted(batch.cu_seqlens.numpy(), slots, side="right") - 1
+                photos.append(captions.locate(batch.example_ids.numpy()[sequences]).image)
+                top = batch.roi_target_probs.argmax(dim=1, keepdim=True)
+                truths.append(batch.roi_target_ids.gather(1, top)[:, 0].numpy())
+                guesses.append(opened.forward.predict(batch).roi_logits.argmax(dim=1).cpu().numpy())
+    photo, truth = np.concatenate(photos), np.concatenate(truths)
+    frequent = int(np.bincount(truth).argmax())
+    space = opened.supply.label_space
+    return Found(
+        step=opened.step,
+        asked=np.bincount(photo, minlength=captions.num_images).astype(float),
+        right=np.bincount(photo, truth == np.concatenate(guesses), minlength=captions.num_images),
+        frequent=np.bincount(photo, truth == frequent, minlength=captions.num_images),
+        name=space.class_names[frequent] if space else str(frequent),
+    )
+
+
+def interval(found: Iterable[Found]) -> tuple[float, float]:
+    """Return the 95 % interval of (right - most frequent) / asked, over bootstrap samples of the photos.
+
+    found: runs on the same photos, which are drawn for all of them together.
+    Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 1979 (percentiles).
+    """
+    gained = np.sum([each.right - each.frequent for each in found], axis=0)  # [photos]
+    asked = np.sum([each.asked for each in found], axis=0)
+    drawn = np.random.default_rng(0).integers(len(asked), size=(RESAMPLES, len(asked)))
+    differences = gained[drawn].sum(axis=1) / np.maximum(asked[drawn].sum(axis=1), 1)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def shares(found: Sequence[Found]) -> tuple[float, float]:
+    """Return (accuracy, accuracy of the most frequent class) over runs on the same photos."""
+    asked, right, frequent = (
+        sum(getattr(each, name).sum() for each in found) for name in ("asked", "right", "frequent")
+    )
+    return float(right / asked), float(frequent / asked)
+
+
+def sentence(found: Sequence[Found]) -> str:
+    """Return both numbers and the interval in words."""
+    (right, frequent), (low, high) = shares(found), interval(found)
+    return (
+        f"{right:.1%} of masked RoIs right; always {found[0].name}: {frequent:.1%}; {right - frequent:+.1%}, "
+        f"95 % interval {low:+.1%} to {high:+.1%}"
+    )
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Return what is kept."""
+    last = [run.found[-1] for run in runs]
+    (right, frequent), between = shares(last), interval(last)
     return {
         "benchmark": "coco_tiny",
         **circumstances(),
-        "masked_roi_accuracy": report["rois"]["accuracy"],
-        "most_frequent_class": report["roi_baseline"],
-        "most_frequent_class_name": report["roi_baseline_class"],
-        "masked_rois": report["rois"]["count"],
-        "masked_word_accuracy": report["words_with_image"]["accuracy"],
-        "visual_gain": report["visual_gain"],
-        "seconds_of_training": round(seconds, 1),
+        "masks": f"{', '.join(MEASURE)}, {DRAWS} draws",
+        "photos": len(last[0].asked),
+        "masked_rois": int(last[0].asked.sum()),
+        "masked_roi_accuracy": right,
+        "most_frequent_class": frequent,
+        "most_frequent_class_name": last[0].name,
+        "difference": right - frequent,
+        "difference_95_percent_by_photos": between,
+        "runs": [
+            {
+                "seed": run.seed,
+                "masked_roi_accuracy": shares(run.found[-1:])[0],
+                "difference_95_percent_by_photos": interval(run.found[-1:]),
+                "seconds_of_training": round(run.seconds, 1),
+            }
+            for run in runs
+        ],
         "curve": [
-            {"step": line["step"], "masked_roi_accuracy": line["rois_accuracy"], "loss": line["loss"]} for line in curve
+            {"step": found[0].step, "masked_roi_accuracy": shares(found)[0], "by_seed": [shares([f])[0] for f in found]}
+            for found in zip(*(run.found for run in runs), strict=True)
         ],
     }
 
@@ -91,11 +237,14 @@ def summary(report: dict[str, Any], seconds: float, curve: list[dict[str, Any]])
 def say(result: dict[str, Any]) -> None:
     """Print both numbers and the curve."""
     for point in result["curve"]:
-        print(f"step {point['step']:5d}: masked RoIs {point['masked_roi_accuracy']:.1%}, loss {point['loss']:.3f}")
+        own = " ".join(f"{value:.1%}" for value in point["by_seed"])
+        print(f"step {point['step']:5d}: masked RoIs {point['masked_roi_accuracy']:.1%} (by seed: {own})")
+    low, high = result["difference_95_percent_by_photos"]
     print(
-        f"masked RoIs of {NUM_ASIDE} photos never trained on: {result['masked_roi_accuracy']:.1%} of "
-        f"{result['masked_rois']} right; always {result['most_frequent_class_name']}: "
-        f"{result['most_frequent_class']:.1%}; {result['seconds_of_training']:.0f} s of training"
+        f"masked RoIs of {result['photos']} photos never trained on, {len(result['runs'])} seeds: "
+        f"{result['masked_roi_accuracy']:.1%} right; always {result['most_frequent_class_name']}: "
+        f"{result['most_frequent_class']:.1%}; difference {result['difference']:+.1%}, 95 % interval over photos "
+        f"{low:+.1%} to {high:+.1%}; {result['runs'][0]['seconds_of_training']:.0f} s of training"
     )
 
 
@@ -106,7 +255,14 @@ def curve_svg(result: dict[str, Any], width: int = 480, height: int = 240) -> st
     def place(step: float, share: float) -> str:
         return f"{40 + (width - 50) * step / last:.1f},{height - 30 - (height - 50) * share:.1f}"
 
-    points = " ".join(place(point["step"], point["masked_roi_accuracy"]) for point in result["curve"])
+    lines = [[point["masked_roi_accuracy"] for point in result["curve"]]]
+    lines += [[point["by_seed"][run] for point in result["curve"]] for run in range(len(result["runs"]))]
+    steps = [point["step"] for point in result["curve"]]
+    drawn = "\n".join(
+        f'<polyline points="{" ".join(map(place, steps, line))}" fill="none" '
+        f'stroke="{"silver" if number else "black"}" stroke-width="{1 if number else 2}"/>'
+        for number, line in reversed(list(enumerate(lines)))
+    )
     baseline = f"{place(0, result['most_frequent_class'])} {place(last, result['most_frequent_class'])}"
     marks = "".join(
         f'<text x="4" y="{place(0, share / 100).split(",")[1]}" font-size="10">{share} %</text>'
@@ -115,9 +271,10 @@ def curve_svg(result: dict[str, Any], width: int = 480, height: int = 240) -> st
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">\n'
         f'<text x="40" y="14" font-size="12">masked RoIs guessed right on photos never trained on</text>\n{marks}\n'
-        f'<polyline points="{points}" fill="none" stroke="black" stroke-width="2"/>\n'
+        f"{drawn}\n"
         f'<polyline points="{baseline}" fill="none" stroke="gray" stroke-dasharray="4"/>\n'
-        f'<text x="40" y="{height - 8}" font-size="10">step 0 to {last}; dashed: the most frequent class</text>\n'
+        f'<text x="40" y="{height - 8}" font-size="10">step 0 to {last}; black: all seeds, '
+        "gray: each; dashed: the most frequent class</text>\n"
         "</svg>\n"
     )
 
@@ -130,6 +287,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=Path, default=real_data("vocab", "tokenizer.json"))
     parser.add_argument("--describer", type=Path, default=real_data("weights", "mobilenetv2"))
     parser.add_argument("--scratch", type=Path, default=SCRATCH / "coco_tiny")
+    parser.add_argument("--seeds", type=int, default=5, help="how many runs, with seeds 0, 1, ...")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate among the photos that are trained on")
     parser.add_argument("--dry", action="store_true", help="print the figures and keep no file of them")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe; keeps no results")
     return parser.parse_args()
