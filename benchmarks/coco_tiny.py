@@ -129,10 +129,10 @@ def choose(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace, learn: Path, check: Path, seed: int) -> Run:
-    """Return what the recipe learns from the shards `learn` about `check`, measured at every validation's step."""
+    """Return what the recipe learns from the shards `learn` about `check`, measured every 100 steps."""
     run = options.scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
-    changes = [*options.set, f"run.seed={seed}", "run.checkpoint_every=50", "run.keep_checkpoints=100"]
+    changes = [*options.set, f"run.seed={seed}", "run.checkpoint_every=100", "run.keep_checkpoints=100"]
     begin = time.monotonic()
     vlb(
         *("pretrain", "--shards", learn, "--corpus", options.scratch / "text", "--tokenizer", options.vocabulary),
@@ -287,7 +287,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=Path, default=real_data("vocab", "tokenizer.json"))
     parser.add_argument("--describer", type=Path, default=real_data("weights", "mobilenetv2"))
     parser.add_argument("--scratch", type=Path, default=SCRATCH / "coco_tiny")
-    parser.add_argument("--seeds", type=int, default=5, help="how many runs, with seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs, with seeds 0, 1, ...")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate among the photos that are trained on")
     parser.add_argument("--dry", action="store_true", help="print the figures and keep no file of them")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe; keeps no results")
