@@ -19,6 +19,7 @@ from tiny_run import Data, lines_of, make_data
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.synthetic import write_shards
 from vlbert_train.checkpoint import list_checkpoints, load_state
+from vlbert_train.config import preset
 from vlbert_train.distributed import World
 from vlbert_train.evaluate import EvaluationData, measure, open_run
 
@@ -123,7 +124,7 @@ def test_presets_files_options_and_set_are_taken_in_this_order(
     assert config["run"]["seed"] == 4
     assert config["data"]["val_fraction"] == 0.25
     assert config["data"]["caption_batch"] == 4
-    assert config["data"]["text_batch"] == 8
+    assert config["data"]["text_batch"] == preset("tiny").data.text_batch
     assert config["data"]["shards"] == [str(data.shards)]
     assert list((run / "tensorboard").iterdir())
 
