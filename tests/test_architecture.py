@@ -19,6 +19,7 @@ FLOORS = {
     "vlbert_data.halves": 0,
     "vlbert_data.memory": 0,
     "vlbert_data.nearby": 0,
+    "vlbert_data.ids": 0,
     "vlbert_data.runs": 0,
     "vlbert_data.compiled": 0,
     "vlbert_data.addresses": 0,

@@ -4,7 +4,7 @@ Columns: image_id (string), shard, row, num_rois, num_captions, width_px, height
 record's contents) and value_offset (int64, the byte of the shard file at which an LMDB value begins; -1 in HDF5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from vlbert_data.errors import ShardError
 from vlbert_data.types import Array
 
+# What Arrow takes for a row group itself; an image's row is about 70 bytes.
+ROWS_A_GROUP = 1 << 20
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -70,12 +72,20 @@ def from_table(table: pa.Table) -> ImageIndex:
     return ImageIndex(image_ids=table["image_id"], **columns)
 
 
-def save(tables: Sequence[pa.Table], path: Path) -> None:
-    """Write the tables one after another as one Parquet file; equal rows give equal bytes."""
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+def save(tables: Iterable[pa.Table], path: Path) -> None:
+    """Write the tables one after another as one Parquet file; equal rows give equal bytes, whatever the tables.
+
+    Tables are taken one by one, and no more than ROWS_A_GROUP rows and one table are held at once.
+    """
     # A stream, not the path: Arrow takes only names that are text.
-    with path.open("wb") as stream:
-        pq.write_table(table.cast(SCHEMA), stream, compression="zstd")
+    with path.open("wb") as stream, pq.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
+        waiting = SCHEMA.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table.cast(SCHEMA)])
+            while len(waiting) > ROWS_A_GROUP:
+                writer.write_table(waiting.slice(0, ROWS_A_GROUP))
+                waiting = waiting.slice(ROWS_A_GROUP)
+        writer.write_table(waiting)
 
 
 def read_rows(path: Path) -> pa.Table:

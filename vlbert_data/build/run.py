@@ -238,11 +238,10 @@ class Build:
         return Add(item.number, str(item.location), record)
 
     def _write_manifest(self) -> Manifest:
-        outcomes = [self.state.load_shard(shard) for shard in range(self.state.num_shards)]
-        left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
+        outcomes = self.state.load_outcomes()
+        left_out = sum((Counter(dict(outcome.left_out)) for outcome in outcomes), Counter[str]())
         advice = "mend the input and run the same command with --retry-rejected"
-        kept = (outcome for _, outcome in outcomes)
-        rejects = self.state.check_rejects(self.config, kept, len(self.source), advice=advice)
+        rejects = self.state.check_rejects(self.config, outcomes, len(self.source), advice=advice)
         facts = FolderFacts(
             container=self.config.container,
             schema=self.schema,
@@ -251,8 +250,8 @@ class Build:
             source={**self.source.facts(), "num_inputs": len(self.source), "made_by": f"vlb {__version__}"},
             build=self.identity(),
         )
-        lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
-        return finish_folder(self.folder, facts, (written for written, _ in outcomes), lines, (dict(left_out), rejects))
+        lines = (encode_json(f"{line}\n") for outcome in outcomes for line in outcome.rejects)
+        return finish_folder(self.folder, facts, self.state.written_shards(), lines, (dict(left_out), rejects))
 
 
 Given = TypeVar("Given")

@@ -160,7 +160,7 @@ class BuildState:
     def forget_rejected(self, part: tuple[int, int]) -> None:
         """Make the finished shards of part (i, n) that have rejects count as not done."""
         for shard in range(part[0], self.num_shards, part[1]):
-            if self.is_done(shard) and self.load_shard(shard)[1].rejects:
+            if self.is_done(shard) and self._read_outcome(shard)["rejects"]:
                 self._outcome(shard).unlink()
 
     def save_shard(self, shard: int, written: WrittenShard, outcome: ShardOutcome) -> None:
@@ -170,14 +170,26 @@ class BuildState:
         facts = {"entry": asdict(written.entry), **asdict(outcome)}
         files.write_bytes(self._outcome(shard), files.canonical_json(facts))
 
-    def load_shard(self, shard: int) -> tuple[WrittenShard, ShardOutcome]:
-        """Return what `save_shard` recorded."""
-        facts = self._read_outcome(shard)
-        try:
-            rows = index_module.read_rows(self._rows(shard))
-            return WrittenShard(entry=ShardEntry(**facts.pop("entry")), rows=rows), ShardOutcome(**facts)
-        except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-            raise self._damaged(shard, error) from error
+    def load_outcomes(self) -> list[ShardOutcome]:
+        """Return what `save_shard` recorded of all shards, their rows left out."""
+        found = []
+        for shard in range(self.num_shards):
+            facts = self._read_outcome(shard)
+            del facts["entry"]
+            try:
+                found.append(ShardOutcome(**facts))
+            except TypeError as error:
+                raise self._damaged(shard, error) from error
+        return found
+
+    def written_shards(self) -> Iterator[WrittenShard]:
+        """Yield what `save_shard` recorded of each shard with its rows, one at a time: all rows take memory."""
+        for shard in range(self.num_shards):
+            try:
+                entry = ShardEntry(**self._read_outcome(shard)["entry"])
+                yield WrittenShard(entry=entry, rows=index_module.read_rows(self._rows(shard)))
+            except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+                raise self._damaged(shard, error) from error
 
     def _read_outcome(self, shard: int) -> dict[str, Any]:
         facts = files.read_json(self._outcome(shard), what="state of a shard")

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.ids import id_hash
 from vlbert_data.importers.keys import holds
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
 from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import FileFacts, hash_file
-from vlbert_data.sources.records import id_hash, size_of
+from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
 
 NAMES_SHOWN = 3

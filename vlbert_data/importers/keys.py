@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.sources.records import id_hash
+from vlbert_data.ids import id_hash
 from vlbert_data.types import Array, is_unicode
 
 LONGEST_ID_CHARACTERS = 1000

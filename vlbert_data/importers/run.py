@@ -159,13 +159,12 @@ class Import:
 
     def _write_manifest(self) -> Manifest:
         state, meaning = self.maker.state, self.maker.reading.meaning
-        outcomes = [state.load_shard(shard) for shard in range(state.num_shards)]
-        left_out = sum((Counter(dict(outcome.left_out)) for _, outcome in outcomes), Counter[str]())
+        outcomes = state.load_outcomes()
+        left_out = sum((Counter(dict(outcome.left_out)) for outcome in outcomes), Counter[str]())
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
         advice = "mend the input and import it into another folder"
-        kept = (outcome for _, outcome in outcomes)
-        rejects = state.check_rejects(self.config, kept, len(self.importer), advice=advice)
+        rejects = state.check_rejects(self.config, outcomes, len(self.importer), advice=advice)
         traits = self.importer.traits
         facts = FolderFacts(
             container=self.config.container,
@@ -175,9 +174,8 @@ class Import:
             source={**self.importer.facts(), "num_inputs": len(self.importer), "made_by": f"vlb {__version__}"},
             build=self.identity(meaning),
         )
-        lines = (encode_json(f"{line}\n") for _, outcome in outcomes for line in outcome.rejects)
-        written = (written for written, _ in outcomes)
-        return finish_folder(self.folder, facts, written, lines, (dict(+left_out), rejects))
+        lines = (encode_json(f"{line}\n") for outcome in outcomes for line in outcome.rejects)
+        return finish_folder(self.folder, facts, state.written_shards(), lines, (dict(+left_out), rejects))
 
     def _check_beside(self, pattern: KeyPattern) -> None:
         """Refuse at once what would leave every image out.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.ids import id_hash
 from vlbert_data.sources.files import hash_file, unreadable
-from vlbert_data.sources.records import id_hash
 from vlbert_data.types import Array
 
 COUNT_FILES = "nbb_*.json"

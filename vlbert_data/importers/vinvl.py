@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.ids import id_hash
 from vlbert_data.importers import predictions
 from vlbert_data.importers.base import ABSENT, FormatOptions, RawRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, MOST_ROIS, count_columns, decode_table, parse_count
 from vlbert_data.importers.row_importer import RowImporter, decode_key, most_common, split_columns, try_rows
 from vlbert_data.importers.rows import Rows, index_rows, sniff_lines
 from vlbert_data.sources.files import relative_names
-from vlbert_data.sources.records import id_hash, size_of
+from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
 
 NAME = "vinvl"

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.ids import id_hash
 from vlbert_data.sources.files import FileFacts, hash_file, unreadable
-from vlbert_data.sources.records import id_hash
 from vlbert_data.types import Array
 
 STORED, DEFLATED = 0, 8

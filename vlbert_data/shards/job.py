@@ -1,8 +1,9 @@
 """Writing one shard with everything that the folder must know of it. Promise: the index rows describe the very file."""
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ import pyarrow as pa
 from vlbert_data import index as index_module
 from vlbert_data import manifest as manifest_module
 from vlbert_data.errors import ShardError
+from vlbert_data.ids import id_hash
 from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
 from vlbert_data.shards.files import atomic_path
 from vlbert_data.shards.folder import new_writer
 from vlbert_data.shards.lmdb import scan
 from vlbert_data.shards.schema import RecordArrays, ShardSchema, content_crc, record_arrays
-from vlbert_data.types import ImageRois, check_image_rois
+from vlbert_data.types import Array, ImageRois, check_image_rois
 
 # Records are checked here, and summed and written by a thread: so many go to it at once, and so many times that many
 # may wait. A thread more, for sums alone, made all of it slower: Python's lock changed hands more often.
@@ -214,26 +216,33 @@ def finish_folder(
     Raises:
         ShardError: two images have the same id, or there is no image at all.
     """
-    written = list(shards)
-    _refuse_duplicates(folder, written)
     with atomic_path(folder / manifest_module.REJECTS_NAME) as temporary, temporary.open("wb") as stream:
         stream.writelines(rejects)
+    entries, hashes = list[ShardEntry](), array("Q")
+
+    def rows() -> Iterator[pa.Table]:
+        for shard in shards:
+            entries.append(shard.entry)
+            hashes.extend(map(id_hash, shard.rows["image_id"].to_pylist()))
+            yield shard.rows
+
     with atomic_path(folder / manifest_module.INDEX_NAME) as temporary:
-        index_module.save([shard.rows for shard in written], temporary)
+        index_module.save(rows(), temporary)
+        _refuse_duplicates(folder, np.frombuffer(hashes, np.uint64), temporary)
     left_out, reject_counts = counts
     manifest = Manifest(
         container=facts.container,
         schema=facts.schema,
-        num_images=sum(shard.entry.images for shard in written),
-        num_captions=sum(shard.entry.captions for shard in written),
-        num_rois=sum(shard.entry.rois for shard in written),
+        num_images=sum(entry.images for entry in entries),
+        num_captions=sum(entry.captions for entry in entries),
+        num_rois=sum(entry.rois for entry in entries),
         detector=facts.detector,
         describer=facts.describer,
         source=facts.source,
         build=facts.build,
         left_out=dict(sorted(left_out.items())),
         rejects=dict(sorted(reject_counts.items())),
-        shards=tuple(shard.entry for shard in written),
+        shards=tuple(entries),
         index=FileEntry.of(folder / manifest_module.INDEX_NAME),
         rejects_file=FileEntry.of(folder / manifest_module.REJECTS_NAME),
     )
@@ -241,12 +250,16 @@ def finish_folder(
     return manifest_module.load(folder)
 
 
-def _refuse_duplicates(folder: Path, written: list[WrittenShard]) -> None:
-    ids = pa.chunked_array([shard.rows["image_id"].combine_chunks() for shard in written], pa.string())
-    if not len(ids):
+def _refuse_duplicates(folder: Path, hashes: Array, index: Path) -> None:
+    """Refuse a folder without images, or with two of one id. hashes: uint64 [n], of the ids in the file `index`."""
+    if not len(hashes):
         raise ShardError(f"{folder}: not one image was taken, so there is nothing to write. See the rejects.")
-    values, counts = np.unique(ids.to_numpy(zero_copy_only=False).astype(str), return_counts=True)
-    if counts.max() > 1:
-        raise ShardError(
-            f"{folder}: image id {values[counts.argmax()]!r} occurs {counts.max()} times; ids must be unique."
-        )
+    rising = np.sort(hashes)
+    suspects = set(rising[1:][rising[1:] == rising[:-1]].tolist())
+    if not suspects:
+        return
+    # Two ids may share a hash, by chance.
+    ids = index_module.read_rows(index)["image_id"].to_pylist()
+    image_id, count = Counter(name for name in ids if id_hash(name) in suspects).most_common(1)[0]
+    if count > 1:
+        raise ShardError(f"{folder}: image id {image_id!r} occurs {count} times; ids must be unique.")

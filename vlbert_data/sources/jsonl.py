@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.ids import id_hash, later_duplicates
 from vlbert_data.sources.base import FileImage, SourceItem, SourceReject
 from vlbert_data.sources.files import (
     Lines,
@@ -23,10 +24,8 @@ from vlbert_data.sources.records import (
     boxes_of,
     captions_of,
     extras_of,
-    id_hash,
     is_among,
     item_or_reject,
-    later_duplicates,
     positional_id,
     reject_duplicate,
     size_of,

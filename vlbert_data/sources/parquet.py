@@ -16,16 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
+from vlbert_data.ids import id_hash, later_duplicates
 from vlbert_data.sources.base import FileImage, ImageLocation, InlineImage, SourceItem, SourceReject
 from vlbert_data.sources.files import fingerprint, hash_file, relative_names, require_folder
 from vlbert_data.sources.records import (
     boxes_of,
     captions_of,
     extras_of,
-    id_hash,
     is_among,
     item_or_reject,
-    later_duplicates,
     positional_id,
     reject_duplicate,
     size_of,

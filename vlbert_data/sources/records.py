@@ -1,6 +1,5 @@
 """From what people write about an image to a checked `SourceItem`. Promise: what cannot be used says why."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -126,19 +125,6 @@ def extras_of(record: Mapping[str, Any], used: Iterable[str]) -> dict[str, Any]:
 def positional_id(number: int) -> str:
     """Return the id of an input that states none: its number, eight digits or more."""
     return f"{number:08d}"
-
-
-def id_hash(image_id: str) -> int:
-    """Return 64 bits of an id. Two of 3.3 million ids share them by chance once in three million sources."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little")
-
-
-def later_duplicates(id_hashes: Array) -> Array:
-    """Return int64, rising: the numbers whose id an earlier number has already. id_hashes: uint64 [n]."""
-    order = np.argsort(id_hashes, kind="stable")  # [n]
-    repeats = id_hashes[order][1:] == id_hashes[order][:-1]  # [n - 1]
-    later: Array = np.sort(order[1:][repeats])
-    return later
 
 
 def is_among(number: int, rising: Array) -> bool:
