@@ -2,6 +2,7 @@
 
 import dataclasses
 import filecmp
+import itertools
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from vlbert_data.errors import RecordRejectedError, ShardError
 from vlbert_data.index import ImageIndex
 from vlbert_data.manifest import INDEX_NAME
 from vlbert_data.shards.folder import ShardFolder, new_writer, open_shard_file
+from vlbert_data.shards.job import FolderFacts, write_records
 from vlbert_data.shards.lmdb import HEADER, LmdbShard
 from vlbert_data.shards.schema import FORMAT_VERSION, content_crc, record_arrays
 from vlbert_data.synthetic import FakeShards, make_record, make_records, write_shards
@@ -241,3 +243,24 @@ def test_an_index_out_of_order_is_refused_and_one_in_order_finds_each_shards_row
         index.save([table.take(order)], tmp_path / "index.parquet")
         with pytest.raises(ShardError, match="not ordered by shard and row"):
             index.load(tmp_path / "index.parquet")
+
+
+def test_an_index_has_the_same_bytes_whatever_the_tables_it_comes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "ROWS_A_GROUP", 3)
+    folder = ShardFolder.open(write_shards(tmp_path / "s", PLAIN, shard_size=2))
+    table = pq.read_table(folder.path / INDEX_NAME)
+    for name, cuts in (("whole", [0, len(table)]), ("parts", [0, 1, 1, 4, len(table)])):
+        parts = (table.slice(begin, end - begin) for begin, end in itertools.pairwise(cuts))
+        index.save(parts, tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+    assert pq.read_table(tmp_path / "whole").equals(table)
+
+
+def test_two_images_of_one_id_are_refused_and_named(tmp_path: Path) -> None:
+    records = list(make_records(PLAIN))
+    facts = FolderFacts(container="lmdb", schema=PLAIN.schema(), detector={}, describer={}, source={}, build={})
+    with pytest.raises(ShardError, match=rf"image id '{records[1].image_id}' occurs 2 times; ids must be unique"):
+        write_records(tmp_path, [*records, records[1]], facts, shard_size=2)
+    assert not (tmp_path / "manifest.json").exists()

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from vlbert_data.errors import ShardError
 from vlbert_data.types import Array
 
-# What Arrow takes for a row group itself; an image's row is about 70 bytes.
-ROWS_A_GROUP = 1 << 20
+# The most that are held at once; an image's row is about 70 bytes, and thrice that while it is written.
+ROWS_A_GROUP = 1 << 18
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
