@@ -1,8 +1,10 @@
 """Memory that is used again, and only then."""
 
 import gc
+import os
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from vlbert_data.addresses import address
@@ -57,6 +59,18 @@ def test_memory_in_huge_pages_is_aligned_and_can_be_written() -> None:
         assert len(memory) >= num_bytes
         assert address(memory) % PAGE_BYTES == 0
         memory[:] = 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_what_a_forked_process_writes_stays_its_own() -> None:
+    memory = huge_pages(1)
+    memory[:] = 1
+    child = os.fork()
+    if not child:
+        memory[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (memory == 1).all()
 
 
 def test_threads_never_get_the_same_memory_at_once() -> None:

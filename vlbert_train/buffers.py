@@ -79,7 +79,9 @@ def huge_pages(num_bytes: int) -> Bytes:
     pages to the first thread only.
     """
     size = -(-max(num_bytes, 1) // PAGE_BYTES) * PAGE_BYTES
-    memory = mmap.mmap(-1, size + PAGE_BYTES)
+    # Private memory: what is shared between processes comes in small pages. Windows knows no such flags.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size + PAGE_BYTES, **private)
     begin = -address(np.frombuffer(memory, np.uint8)) % PAGE_BYTES
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Kernels without huge pages refuse.
