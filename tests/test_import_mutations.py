@@ -28,7 +28,7 @@ from tests.foreign_files import (
 )
 from tests.import_world import make_import
 from tests.test_import_formats import vinvl_file
-from vlbert_data.errors import VlbError
+from vlbert_data.errors import ConfigError, VlbError
 from vlbert_data.importers.labels import LabelChoice
 from vlbert_data.importers.zip_directory import open_zip
 from vlbert_data.types import ImageRois, check_image_rois
@@ -188,6 +188,28 @@ def test_paths_in_annotations_never_lead_outside(tmp_path: Path) -> None:
         assert first.reject is not None
         assert first.reject.reason == "path outside"
     assert captions.exists()
+
+
+def test_a_name_longer_than_any_file_has_is_refused_in_words(tmp_path: Path) -> None:
+    path = write_vlbert(tmp_path / "cc", IMAGES)
+    path.write_text(path.read_text().replace("train_frcnn.zip", "t" + "[" * 3000 + ".zip", 1))
+    with pytest.raises(ConfigError, match=r"names features in .*, but neither it nor the folder unpacked is there"):
+        make_import(path, tmp_path / "out", labels=LabelChoice(space="seven"))
+
+
+@pytest.mark.parametrize(
+    "written", ["train_frcnn.zip@/0000\ud800.json", "tr\ud800in.zip@/00000000.json", "\ud800.json"]
+)
+def test_names_with_halves_of_characters_cost_their_record_or_are_refused(tmp_path: Path, written: str) -> None:
+    path = write_vlbert(tmp_path / "cc", IMAGES)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], json.dumps({**json.loads(lines[1]), "frcnn": written}), *lines[2:]]))
+    if written.startswith("tr\ud800in"):
+        with pytest.raises(ConfigError, match=r"names an archive that is not read: .* is no file's name"):
+            make_import(path, tmp_path / "out", labels=LabelChoice(space="seven"))
+        return
+    reading = make_import(path, tmp_path / "out", labels=LabelChoice(space="seven")).maker.reading
+    assert [outcome.image is None for outcome in reading.outcomes(0, 3)] == [False, True, False]
 
 
 def test_an_archive_that_unpacks_to_more_than_it_states_is_a_reject(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from vlbert_data.types import Array
 
 def id_hash(image_id: str) -> int:
     """Return 64 bits of an id. Two of 3.3 million ids share them by chance once in three million sources."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little")
+    # JSON can name halves of characters, which are no text; no id is one, but they are looked for.
+    raw = image_id.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
 def later_duplicates(id_hashes: Array) -> Array:

@@ -19,9 +19,11 @@ from vlbert_data.importers.side_files import json_record
 from vlbert_data.importers.zip_directory import ZipDirectory, open_zip
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.sources.files import relative_names
+from vlbert_data.types import is_unicode
 
 MOST_ARCHIVES = 10_000
 ANNOTATION_HEAD_BYTES = 1 << 20
+SHOWN_CHARACTERS = 200
 _ARCHIVE = re.compile(r"(?P<archive>.*?\.zip)@/*(?P<member>.+)")
 
 
@@ -164,12 +166,21 @@ def open_annotations(path: Path) -> AnnotatedFiles:
         try:
             archive = _below(path.parent, name)
         except RecordRejectedError as error:
-            raise ConfigError(f"{path}: names an archive outside its folder: {error.detail}.") from error
-        if archive.is_file():
+            raise ConfigError(f"{path}: names an archive that is not read: {error.detail}.") from error
+        if stat.S_ISREG(_mode(archive)):
             archives[name] = open_zip(archive, name=name)
-        elif not archive.with_suffix("").is_dir():
-            raise ConfigError(f"{path}: names features in {archive}, but neither it nor the folder unpacked is there.")
+        elif not stat.S_ISDIR(_mode(archive.with_suffix(""))):
+            shown = str(archive)[:SHOWN_CHARACTERS]
+            raise ConfigError(f"{path}: names features in {shown}, but neither it nor the folder unpacked is there.")
     return AnnotatedFiles(lines, archives)
+
+
+def _mode(path: Path) -> int:
+    """Return the kind and the rights of what is at `path`, 0 where nothing can be: a name may be longer than any."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _image_key(record: dict[str, Any]) -> bytes:
@@ -185,10 +196,14 @@ def _below(folder: Path, written: str) -> Path:
     """Return the path that is written relative to `folder`.
 
     Raises:
-        RecordRejectedError: "path outside": it leads out of the folder.
+        RecordRejectedError: "path outside": it leads out of the folder. "not readable": no file has such a name.
     """
+    if not is_unicode(written):
+        raise RecordRejectedError("not readable", f"{written[:SHOWN_CHARACTERS]!r} is no file's name")
     if written.startswith("/") or ".." in written.split("/") or "\0" in written or "\\" in written:
-        raise RecordRejectedError("path outside", f"{written[:200]!r} leads out of the folder of the annotations")
+        raise RecordRejectedError(
+            "path outside", f"{written[:SHOWN_CHARACTERS]!r} leads out of the folder of the annotations"
+        )
     return folder / written
 
 
