@@ -17,6 +17,7 @@ FLOORS = {
     "vlbert_data.types": 0,
     "vlbert_data.boxes": 0,
     "vlbert_data.halves": 0,
+    "vlbert_data.hub": 0,
     "vlbert_data.memory": 0,
     "vlbert_data.nearby": 0,
     "vlbert_data.ids": 0,

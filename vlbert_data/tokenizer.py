@@ -19,6 +19,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.hub import is_out_of_reach
 from vlbert_data.nearby import is_no_hub_name, where_it_ends
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.token_file import TokenRuns
@@ -209,7 +210,7 @@ def _from_transformers(name: str) -> TextTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
+        found = AutoTokenizer.from_pretrained(name, local_files_only=is_out_of_reach())
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n", 1)[0]
         hint = where_it_ends(Path(name)) or (

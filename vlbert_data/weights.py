@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError, VlbError
+from vlbert_data.hub import is_out_of_reach
 from vlbert_data.nearby import is_no_hub_name, where_it_ends
 
 # What decides a model's output: its configuration, its tensors and how images are prepared.
@@ -31,7 +32,7 @@ def resolve(name: str, *, wanted: Sequence[str] = WANTED) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(wanted)))
+        return Path(snapshot_download(name, allow_patterns=list(wanted), local_files_only=is_out_of_reach()))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{name}: no folder of that name, and the hub gave no model ({type(error).__name__}). Check the name and "
