@@ -1,7 +1,6 @@
 """`vlb build-corpus`: text files to token files that training maps into memory."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ def command(
     try:
         result = _run(build)
     except TooManyRejectsError as error:
-        _print_rejects(error.counts)
+        console.print_counts(error.counts, "rejected because of")
         raise
     if as_json:
         click.echo(json.dumps(_facts(out, result), indent=1, ensure_ascii=False))
@@ -133,10 +132,7 @@ def _facts(out: Path, result: "CorpusResult") -> dict[str, Any]:
 
 
 def _print_summary(out: Path, result: "CorpusResult") -> None:
-    from rich.table import Table
-
     manifest, facts = result.manifest, _facts(out, result)
-    table = Table(title=str(out), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "documents": f"{manifest.num_documents:,}",
         "lines": f"{manifest.num_lines:,}",
@@ -148,18 +144,5 @@ def _print_summary(out: Path, result: "CorpusResult") -> None:
     if skipped := manifest.source["skipped"]:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in skipped.items())
         rows["skipped"] = f"{sum(skipped.values()):,} files of other kinds ({kinds})"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.out().print(table)
-    _print_rejects(manifest.rejects)
-
-
-def _print_rejects(counts: Mapping[str, int]) -> None:
-    if not counts:
-        return
-    from rich.table import Table
-
-    table = Table("", "count", title="rejected because of", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
-        table.add_row(reason, f"{count:,}")
-    console.out().print(table)
+    console.print_facts(str(out), rows)
+    console.print_counts(manifest.rejects, "rejected because of")

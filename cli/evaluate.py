@@ -128,7 +128,7 @@ def _print(report: "Report") -> None:
         ("masked words with another image", report.words_with_other_image),
     ):
         table.add_row(name, *_cells(result))
-    console.out().print(table)
+    console.print_table(table)
     if report.visual_gain is not None:
         click.echo(f"visual gain: {100 * report.visual_gain:+.1f} points (right image minus another one)")
     if report.roi_baseline is not None:
@@ -148,8 +148,8 @@ def _print_named_words(results: "Sequence[GroupResult]") -> None:
     for result in results:
         other = "-" if result.with_other_image is None else f"{result.with_other_image:.1%}"
         table.add_row(result.name, f"{result.with_image:.1%}", other, f"{result.chance:.1%}", f"{result.asked:,}")
-    console.out().print()
-    console.out().print(table)
+    click.echo()
+    console.print_table(table)
 
 
 def _cells(result: "TaskResult") -> tuple[str, str, str]:
