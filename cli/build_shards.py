@@ -64,7 +64,12 @@ class PixelsType(click.ParamType[int]):
 @click.option("--label-topk", type=int, help=f"Classes kept for each RoI [{DEFAULTS.label_topk}].")
 @click.option("--masked-views", type=int, help="Describe each image again so often with RoIs' pixels zeroed [0].")
 @click.option(
-    "--thumbnails", "thumbnail_px", is_flag=False, flag_value=320, type=PixelsType(), help="Store JPEGs [320 px]."
+    "--thumbnails",
+    "thumbnail_px",
+    is_flag=False,
+    flag_value=320,
+    type=PixelsType(),
+    help="Store JPEGs of so many pixels; 320 where no number stands [none].",
 )
 @click.option("--workers", type=int, help="Processes that decode images; 0 decodes in this one.")
 @click.option("--batch-size", type=int, help=f"Images of equal size for the model at once [{DEFAULTS.batch_size}].")

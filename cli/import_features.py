@@ -94,7 +94,12 @@ def _open(inputs: tuple[str, ...], format_name: str | None, options: dict[str, A
     from vlbert_data.importers.labels import LabelChoice, read_class_names
     from vlbert_data.importers.open import open_importer
     from vlbert_data.importers.run import Beside
+    from vlbert_data.importers.side_files import require_file
 
+    for option in ("captions", "image_sizes"):
+        # Before the features: to read what is in them may take minutes.
+        if options[option] is not None:
+            require_file(options[option], f"--{option.replace('_', '-')}")
     names = None if options["class_names"] is None else read_class_names(options["class_names"])
     absent = options["no_labels"]
     importer = open_importer(

@@ -157,6 +157,21 @@ def test_other_commands_name_what_is_near_too(vlb: Callable[..., Answer], here: 
     assert (answer.code, "Did you mean shards?" in answer.err) == (1, True), answer.err
 
 
+def test_formats_and_files_that_an_option_names_are_told_with_what_is_near(
+    vlb: Callable[..., Answer], here: Path
+) -> None:
+    (here / "instances.json").write_text("{}")
+    (here / "captions.json").write_text('{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}')
+    for command, words in (
+        ("import-features vocab.txt --format lxmrt --out o", "lxmert-arrow. Did you mean lxmert?"),
+        ("import-features vocab.txt --captions vocb.txt --out o", "Did you mean vocab.txt?"),
+        ("build-shards captions.json --format coc --detector annotations:x --out o", "Did you mean coco?"),
+        ("build-shards captions.json --detector annotations:instanses.json --out o", "Did you mean instances.json?"),
+    ):
+        answer = vlb(*command.split())
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+
+
 def test_of_near_names_the_one_that_fits_is_proposed(tmp_path: Path) -> None:
     for name in ("cc-train1", "cc-train2"):
         (tmp_path / name).mkdir()

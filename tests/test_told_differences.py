@@ -34,7 +34,7 @@ def test_an_option_is_named_with_both_values_and_a_hash_never() -> None:
     asked = {"model": {"--model": "hf:x"}, "file": {"--file": "a"}}
     assert list(told(old, new, ({}, {}), names))[1:] == ["--size was 4, is now 5"]
     assert next(told(old, new, (asked, asked), names)) == "what --model hf:x stands for has changed since"
-    assert next(told(old, new, ({}, asked), names)) == "--model hf:x is not what it was then"
+    assert next(told(old, new, ({}, asked), names)) == "--model hf:x: not what it was made with"
     before = {**asked, "model": {"--model": "hf:y"}}
     assert next(told(old, new, (before, asked), names)) == "--model was hf:y, is now hf:x"
     before = {**asked, "model": {"--model": None}}

@@ -1,6 +1,6 @@
-"""What a mistyped path was meant to be. Promise: what is proposed exists."""
+"""What a mistyped path or word was meant to be. Promise: what is proposed exists."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,9 +24,21 @@ def where_it_ends(path: Path, *, fits: Callable[[Path], bool] = lambda found: Tr
     return ""
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a sentence with the nearest of `known`, after a space; empty where none is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def is_no_hub_name(name: str) -> bool:
     """Return whether `name` can only be meant as a path of this machine: a hub's names are NAME or OWNER/NAME."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return what to say of a file that the system does not let us read."""
+    hint = where_it_ends(path) if isinstance(error, FileNotFoundError) else ""
+    return f"{path}: cannot be read: {error.strerror}. {hint}".rstrip()
 
 
 def no_folder(path: Path, *, expected: str, fits: Callable[[Path], bool]) -> str:

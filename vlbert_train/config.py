@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.nearby import unreadable
 from vlbert_train.settings import build, check_ranges, parse_assignment, setting
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -262,7 +263,7 @@ def load_toml(path: Path, base: PretrainConfig | None = None) -> PretrainConfig:
         with path.open("rb") as stream:
             facts = tomllib.load(stream)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise ConfigError(unreadable(path, error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}.") from error
     try:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import CONTAINERS
+from vlbert_data.nearby import unreadable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +131,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             return tomllib.load(stream)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise ConfigError(unreadable(path, error)) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}.") from error
 

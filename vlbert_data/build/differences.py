@@ -73,7 +73,7 @@ def _told_of_part(
     elif before is not None:
         yield f"what {given or ' and '.join(now)} stands for has changed since"
     else:
-        yield f"{given or ' and '.join(now)} is not what it was then"
+        yield f"{given or ' and '.join(now)}: not what it was made with"
 
 
 def difference(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str]]:

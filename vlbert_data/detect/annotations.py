@@ -18,6 +18,7 @@ from vlbert_data.detect.base import DecodedImage
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.shards.files import blake3_file
 from vlbert_data.sources.base import Source, SourceItem
+from vlbert_data.sources.files import unreadable
 from vlbert_data.types import Array, LabelSpace, RoiSet
 
 CROWD, DEGENERATE, OVER_MAX = "crowd annotations", "degenerate boxes", "RoIs over max_rois"
@@ -167,7 +168,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}.") from error
     lists = ("images", "annotations", "categories")

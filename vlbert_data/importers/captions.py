@@ -19,8 +19,7 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.ids import id_hash
 from vlbert_data.importers.keys import holds
 from vlbert_data.importers.placed_file import PlacedFile
-from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
-from vlbert_data.nearby import where_it_ends
+from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document, require_file
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import captions_of
 from vlbert_data.types import Array, is_unicode
@@ -109,11 +108,7 @@ def open_captions(path: Path) -> CaptionFile:
     Raises:
         ConfigError: unreadable, or no line holds a caption of an image.
     """
-    if not path.is_file():
-        hint = where_it_ends(path)
-        raise ConfigError(
-            f"{path}: no such file; --captions takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
-        )
+    require_file(path, "--captions")
     document = read_document(path)
     if document is not None:
         held = list(_coco_entries(path, document))

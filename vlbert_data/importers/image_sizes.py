@@ -17,8 +17,7 @@ import numpy as np
 from vlbert_data.errors import ConfigError
 from vlbert_data.ids import id_hash
 from vlbert_data.importers.keys import holds
-from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document
-from vlbert_data.nearby import where_it_ends
+from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document, require_file
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
@@ -60,11 +59,7 @@ def open_image_sizes(path: Path) -> ImageSizes:
     Raises:
         ConfigError: unreadable, or no entry states an image's size.
     """
-    if not path.is_file():
-        hint = where_it_ends(path)
-        raise ConfigError(
-            f"{path}: no such file; --image-sizes takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
-        )
+    require_file(path, "--image-sizes")
     hashes, sizes = array("Q"), array("i")
     for names, size in _entries(path):
         for name in dict.fromkeys(names):

@@ -7,6 +7,7 @@ from typing import cast
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import Format, FormatOptions, Importer
+from vlbert_data.nearby import did_you_mean
 from vlbert_data.sources.files import compression_of, expand_inputs, read_start
 
 # name -> (module, what such an input is). A module loads when its turn comes: some load h5py, lmdb or pyarrow.
@@ -43,7 +44,8 @@ def open_importer(
         ConfigError: a path is not there, the format is unknown, mixed or ambiguous, or the input is unusable.
     """
     if format_name is not None and format_name not in FORMATS:
-        raise ConfigError(f"there is no format {format_name!r}; the formats are {', '.join(FORMATS)}.")
+        hint = did_you_mean(format_name, FORMATS)
+        raise ConfigError(f"there is no format {format_name!r}; the formats are {', '.join(FORMATS)}.{hint}")
     names = list(FORMATS) if format_name is None else [format_name]
     paths: list[Path] = []
     found: dict[str, Path] = {}

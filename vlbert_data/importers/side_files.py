@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import UTF8_BOM, unreadable
 
 ID_FIELDS = ("image_id", "id", "img_id", "file_name", "image", "img")
 LONGEST_LINE_BYTES = 16 << 20
 _ENDING = re.compile(r"\.(jpe?g|png|gif|webp|bmp|npz|npy|json)$", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"#\d+$")
+
+
+def require_file(path: Path, option: str) -> None:
+    """Raise a ConfigError unless `path`, given as `option`, is a file; nothing in it is read."""
+    if not path.is_file():
+        hint = where_it_ends(path)
+        raise ConfigError(
+            f"{path}: no such file; {option} takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
+        )
 
 
 def aliases(name: str | int) -> Iterator[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vlbert_data import nearby
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.nearby import where_it_ends
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.types import Array
 
@@ -95,7 +95,7 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
         elif glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  (Path.glob wants its start apart)
             if not matches:
-                raise ConfigError(f"{given}: no file matches. {where_it_ends(Path(given))}".rstrip())
+                raise ConfigError(f"{given}: no file matches. {nearby.where_it_ends(Path(given))}".rstrip())
             paths.extend(map(Path, matches))
         else:
             raise missing_path(Path(given))
@@ -104,7 +104,7 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def missing_path(path: Path) -> ConfigError:
     """Return the error for a path that is not there, with the nearest existing name if there is one."""
-    return ConfigError(f"{path}: no such file or folder. {where_it_ends(path)}".rstrip())
+    return ConfigError(f"{path}: no such file or folder. {nearby.where_it_ends(path)}".rstrip())
 
 
 def require_folder(path: Path) -> Path:
@@ -211,7 +211,7 @@ def holds(path: Path, needle: bytes) -> bool:
 
 def unreadable(path: Path, error: OSError) -> ConfigError:
     """Return the error for an input file that the system does not let us read."""
-    return ConfigError(f"{path}: cannot be read: {error.strerror}.")
+    return ConfigError(nearby.unreadable(path, error))
 
 
 def compression_of(start: bytes) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlbert_data.errors import ConfigError
+from vlbert_data.nearby import did_you_mean
 from vlbert_data.sources.base import FileImage, Source, SourceItem
 from vlbert_data.sources.files import LONGEST_LINE_BYTES, UTF8_BOM, compression_of, expand_inputs, read_start
 
@@ -47,7 +48,8 @@ def open_source(
             fit the format, or none of the first images tried exists.
     """
     if format is not None and format not in FORMATS:
-        raise ConfigError(f"there is no input format {format!r}; the formats are {', '.join(FORMATS)}.")
+        hint = did_you_mean(format, FORMATS)
+        raise ConfigError(f"there is no input format {format!r}; the formats are {', '.join(FORMATS)}.{hint}")
     given = expand_inputs(inputs)
     paths = [file for path in given for file in _files_of(path, format)]
     kind = format or _common_format(paths)
