@@ -129,7 +129,7 @@ def choose(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace, learn: Path, check: Path, seed: int) -> Run:
-    """Return what the recipe learns from the shards `learn` about `check`, measured every 100 steps."""
+    """Return what the recipe learns from the shards `learn` about `check`: every 100 steps, or for folds at the end."""
     run = options.scratch / "run"
     shutil.rmtree(run, ignore_errors=True)
     changes = [*options.set, f"run.seed={seed}", "run.checkpoint_every=100", "run.keep_checkpoints=100"]
@@ -139,7 +139,7 @@ def train(options: argparse.Namespace, learn: Path, check: Path, seed: int) -> R
         *("--preset", "tiny", "--out", run, *(part for change in changes for part in ("--set", change))),
     )
     seconds = time.monotonic() - begin
-    checkpoints = sorted((run / "checkpoints").iterdir())
+    checkpoints = sorted((run / "checkpoints").iterdir())[-1 if options.folds else 0 :]
     return Run(seed=seed, seconds=seconds, found=tuple(measured(path, check) for path in checkpoints))
 
 
