@@ -15,7 +15,7 @@ import numpy as np
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.ids import id_hash
 from vlbert_data.sources.files import hash_file, unreadable
-from vlbert_data.types import Array
+from vlbert_data.types import Array, is_unicode
 
 COUNT_FILES = "nbb_*.json"
 # feat_th0.2_max100_min10 and feat_numbb36, each perhaps with _compressed.
@@ -141,12 +141,12 @@ def _entries(path: Path) -> Iterator[tuple[int, int]]:
 def _entry(path: Path, name: bytes, number: int) -> tuple[int, int]:
     try:
         text = json.loads(name)
-        hashed = id_hash(text)
-    except ValueError as error:  # a bad escape, or half of a surrogate pair
+    except ValueError as error:  # a bad escape
         raise _no_counts(path) from error
-    if not 1 <= number < 2**16:
+    # An escape may also name half of a character.
+    if not is_unicode(text) or not 1 <= number < 2**16:
         raise _no_counts(path)
-    return hashed, number
+    return id_hash(text), number
 
 
 def _no_counts(path: Path) -> ConfigError:
