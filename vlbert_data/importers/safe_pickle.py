@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlbert_data.importers.flat_pickle import MOST_STEPS, read_flat
 from vlbert_data.importers.plain_arrays import NotPlainError, RefusedDataError, Sliceable
 from vlbert_data.importers.safe_pickle_values import (
     PLAIN_TYPES,
@@ -72,6 +73,10 @@ def loads_plain(data: bytes | Sliceable, *, what: str, limits: PickleLimits = DE
     """
     if len(data) > limits.max_bytes:
         raise PickleRefusedError(f"{what}: {len(data)} bytes; at most {limits.max_bytes} are read.")
+    if type(data) is bytes and limits.max_steps >= MOST_STEPS and limits.max_depth >= 1:
+        flat = read_flat(data)
+        if flat is not None:
+            return flat
     # The view of a mapped file must be given back before the file can be closed.
     with memoryview(data) if isinstance(data, bytes | memoryview) else nullcontext(data) as view:
         machine = _Machine(view, limits)

@@ -1,0 +1,81 @@
+"""Pickles of the plainest kind read in one pass: always what the stack machine gives, or left to it."""
+
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlbert_data.importers.flat_pickle import MOST_FIELDS, read_flat
+from vlbert_data.importers.safe_pickle import PickleLimits, PickleRefusedError, loads_plain
+
+RECORD = {
+    "img_id": "COCO_é_1",
+    "img_h": 480,
+    "img_w": 70_000,
+    "num_boxes": 36,
+    "less": -5,
+    "none": None,
+    "yes": True,
+    "no": False,
+    "boxes": b"AAAA" * 20,
+    "long": "é" * 300,
+    "features": b"QUFB" * 30_000,
+}
+
+
+def by_the_machine(data: bytes) -> Any:
+    """Return what the stack machine gives, or a word that it refused."""
+    try:
+        return loads_plain(memoryview(data), what="a pickle")
+    except PickleRefusedError:
+        return "refused"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_dict_of_a_converter_is_read_at_once(protocol: int) -> None:
+    record = {name: value for name, value in RECORD.items() if protocol > 2 or not isinstance(value, bytes)}
+    data = pickle.dumps(record, protocol)
+    assert read_flat(data) == record == by_the_machine(data)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1},
+        {"a": 1, "b": 1.5},
+        {"a": 1, "b": [2]},
+        {"a": np.zeros(3), "b": 1},
+        {"a": 2**40, "b": 1},
+        {1: 2, 3: 4},
+        {},
+        [1, 2],
+        {str(number): number for number in range(MOST_FIELDS + 1)},
+    ],
+)
+def test_any_other_pickle_is_left_to_the_machine(value: Any) -> None:
+    assert read_flat(pickle.dumps(value)) is None
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_each_changed_cut_or_doubled_byte_is_judged_as_by_the_machine(protocol: int) -> None:
+    data = pickle.dumps({**RECORD, "features": b"QUFB" * 20, "long": "é" * 130}, protocol)
+    rng = random.Random(protocol)
+    for place in range(len(data)):
+        opcodes = rng.choices(b"}(uNXBCKMJqrstR.\x80\x85\x88\x8c\x94\x95", k=4)
+        changed = [bytes([*data[:place], code, *data[place + 1 :]]) for code in (*opcodes, 0, 255, data[place] ^ 1)]
+        changed += [data[:place], data[: place + 1] + data[place:], data[:place] + b"\x94" + data[place:]]
+        for case in changed:
+            found = read_flat(case)
+            assert found is None or (found == by_the_machine(case)), (place, case)
+
+
+def test_tight_limits_hold() -> None:
+    data = pickle.dumps(RECORD)
+    with pytest.raises(PickleRefusedError, match="steps"):
+        loads_plain(data, what="a pickle", limits=PickleLimits(max_steps=10))
+    with pytest.raises(PickleRefusedError, match="nested"):
+        loads_plain(data, what="a pickle", limits=PickleLimits(max_depth=0))
+    with pytest.raises(PickleRefusedError, match="bytes; at most"):
+        loads_plain(data, what="a pickle", limits=PickleLimits(max_bytes=10))
