@@ -176,8 +176,11 @@ def all_finite(values: Array) -> bool:
     """Return whether no value is NaN or infinite; for float16 about ten times as fast as numpy's own test."""
     if values.dtype != np.float16 or not values.flags.c_contiguous:
         return bool(np.isfinite(values).all())
+    bits = values.view(np.uint16)
+    if not values.size or int(bits.max()) < INFINITY_BITS:  # no negative number either, as after a rectifier
+        return True
     # The exponent bits of float16 are all set in NaN and infinity, and in no number.
-    return not values.size or int((values.view(np.uint16) & 0x7FFF).max()) < INFINITY_BITS
+    return int((bits & 0x7FFF).max()) < INFINITY_BITS
 
 
 def check_image_rois(record: ImageRois, *, label_space: LabelSpace | None, feature_dim: int | None = None) -> None:
