@@ -1,5 +1,6 @@
 """Pickles of the plainest kind read in one pass: always what the stack machine gives, or left to it."""
 
+import base64
 import pickle
 import random
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.flat_pickle import MOST_FIELDS, read_flat
+from vlbert_data.importers.record_dict import RecordPlace, record_of, whole_number
 from vlbert_data.importers.safe_pickle import PickleLimits, PickleRefusedError, loads_plain
 
 RECORD = {
@@ -38,6 +41,27 @@ def test_the_dict_of_a_converter_is_read_at_once(protocol: int) -> None:
     record = {name: value for name, value in RECORD.items() if protocol > 2 or not isinstance(value, bytes)}
     data = pickle.dumps(record, protocol)
     assert read_flat(data) == record == by_the_machine(data)
+
+
+def test_long_values_come_as_views_where_they_are_wanted() -> None:
+    data = pickle.dumps(RECORD)
+    fields = loads_plain(data, what="a pickle", views=True)
+    assert fields == RECORD
+    assert [name for name, value in fields.items() if isinstance(value, memoryview)] == ["features"]
+
+
+@pytest.mark.parametrize("fault", [b"!", b"\xff", b"=", b""])
+def test_a_view_is_decoded_or_rejected_as_its_bytes_are(fault: bytes) -> None:
+    text = base64.b64encode(bytes(36 * 8 * 4 * 16))[:-1] + fault
+    place = RecordPlace(key="a", where="a", num_bytes=0)
+    answers = []
+    for features in (text, memoryview(text)):
+        with pytest.raises(RecordRejectedError) as raised:
+            record_of({"features": features, "boxes": features, "num_boxes": 36}, place)
+        with pytest.raises(RecordRejectedError) as counted:
+            whole_number(features, "number of boxes", 0, 100)
+        answers.append((str(raised.value), raised.value.reason, str(counted.value)))
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,15 @@ LAST_PROTOCOL = 5
 FRAME_BYTES, MEMO_BYTES = 9, {MEMOIZE: 1, PUT: 2, LONG_PUT: 5}
 # Fields of a dict, and steps of the stack machine for these, that are read this way.
 MOST_FIELDS, MOST_STEPS = 64, 1000
+# Bytes of a value that is viewed rather than copied, where views are wanted.
+LONG_BYTES = 4096
 
 
-def read_flat(data: bytes) -> dict[str, Any] | None:
+def read_flat(data: bytes, *, views: bool = False) -> dict[str, Any] | None:
     """Return the dict in a pickle of the plainest kind, None for any other pickle, or one with a fault.
 
     At most MOST_FIELDS fields, within MOST_STEPS steps of the stack machine and containers nested once.
+    views: give bytes values of LONG_BYTES or more as views of `data`.
     """
     try:
         if data[0] != PROTOCOL or data[1] > LAST_PROTOCOL:
@@ -34,13 +37,13 @@ def read_flat(data: bytes) -> dict[str, Any] | None:
         mark = _past_memo(data, start + 1)
         if data[start] != EMPTY_DICT or data[mark] != MARK:
             return None
-        return _fields(data, _past_frames(data, mark + 1))
+        return _fields(data, _past_frames(data, mark + 1), LONG_BYTES if views else len(data))
     except (IndexError, UnicodeError):
         return None
 
 
-def _fields(data: bytes, at: int) -> dict[str, Any] | None:
-    """Return the fields from byte `at` to the pickle's end.
+def _fields(data: bytes, at: int, viewed: int) -> dict[str, Any] | None:
+    """Return the fields from byte `at` to the pickle's end; values of `viewed` bytes or more as views.
 
     Raises:
         IndexError, UnicodeError: cut short, or text that is none.
@@ -58,7 +61,7 @@ def _fields(data: bytes, at: int) -> dict[str, Any] | None:
         if width := BYTES.get(code):
             start = at + 1 + width
             at = start + int.from_bytes(data[at + 1 : start], "little")
-            fields[name] = data[start:at]
+            fields[name] = (data if at - start < viewed else memoryview(data))[start:at]
         elif width := TEXTS.get(code):
             start = at + 1 + width
             at = start + int.from_bytes(data[at + 1 : start], "little")

@@ -55,7 +55,7 @@ class PickleLmdb(LmdbImporter):
 
     def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
         """Return the record in a pickled dict."""
-        fields = loads_plain(value, what=place.where, limits=LIMITS)
+        fields = loads_plain(value, what=place.where, limits=LIMITS, views=True)
         if not isinstance(fields, Mapping):
             raise RecordRejectedError("bad record", f"a {type(fields).__name__}; expected a dict of named values")
         return mmf_record(fields, place) if is_mmf(fields) else record_of(fields, place)

@@ -2,8 +2,8 @@
 
 Promise: a record is what the named values say, or a reject that says which of them disagree; no value is guessed.
 
-A value is an array, or the base64 text of one, as the scripts that convert TSV files leave it. Text has no dtype:
-features are float32, ids int64 or int32, boxes float32 or float64, told apart by length.
+A value is an array, or the base64 text of one (str, bytes or a view of bytes), as the scripts that convert TSV files
+leave it. Text has no dtype: features are float32, ids int64 or int32, boxes float32 or float64, told apart by length.
 """
 
 from collections.abc import Mapping
@@ -218,8 +218,8 @@ def _floats(value: Any, what: str, num_rois: int, num_columns: int | None) -> Ar
     return decode_table(text, (num_rois, num_columns), what, FLOATS)
 
 
-def _base64_text(value: Any, what: str) -> str | bytes:
-    if not isinstance(value, str | bytes):
+def _base64_text(value: Any, what: str) -> str | bytes | memoryview:
+    if not isinstance(value, str | bytes | memoryview):
         raise RecordRejectedError("bad field", f"{what} are a {type(value).__name__}; expected an array or base64 text")
     return value
 
@@ -232,8 +232,8 @@ def whole_number(value: Any, what: str, low: int, high: int) -> int:
     """
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
+    if isinstance(value, bytes | memoryview):
+        value = str(value, "latin-1")
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= 20:
         value = int(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):

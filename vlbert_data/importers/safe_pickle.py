@@ -63,10 +63,12 @@ def load_plain(path: Path, *, limits: PickleLimits = DEFAULT_LIMITS) -> Any:
         raise PickleRefusedError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def loads_plain(data: bytes | Sliceable, *, what: str, limits: PickleLimits = DEFAULT_LIMITS) -> Any:
+def loads_plain(
+    data: bytes | Sliceable, *, what: str, limits: PickleLimits = DEFAULT_LIMITS, views: bool = False
+) -> Any:
     """Return the plain data in a pickle. Arrays are read-only; 8-bit strings of Python 2 come as latin-1 text.
 
-    what: names the pickle in errors.
+    what: names the pickle in errors. views: long bytes may come as views of `data`, see `read_flat`.
 
     Raises:
         PickleRefusedError: damaged, beyond `limits`, bytes after its end, or more than plain data.
@@ -74,7 +76,7 @@ def loads_plain(data: bytes | Sliceable, *, what: str, limits: PickleLimits = DE
     if len(data) > limits.max_bytes:
         raise PickleRefusedError(f"{what}: {len(data)} bytes; at most {limits.max_bytes} are read.")
     if type(data) is bytes and limits.max_steps >= MOST_STEPS and limits.max_depth >= 1:
-        flat = read_flat(data)
+        flat = read_flat(data, views=views)
         if flat is not None:
             return flat
     # The view of a mapped file must be given back before the file can be closed.
