@@ -1,14 +1,11 @@
 """Memory that is used again, and only then."""
 
 import gc
-import os
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 
-from vlbert_data.addresses import address
-from vlbert_train.buffers import IDLE_KEPT, PAGE_BYTES, Buffers, huge_pages
+from vlbert_train.buffers import IDLE_KEPT, Buffers
 
 
 def test_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
@@ -51,26 +48,6 @@ def test_few_buffers_wait_for_their_next_use() -> None:
     held.clear()
     buffers.empty(1, 1)
     assert len(buffers._idle) + len(buffers._returned) == IDLE_KEPT
-
-
-def test_memory_in_huge_pages_is_aligned_and_can_be_written() -> None:
-    for num_bytes in (0, 1, PAGE_BYTES, PAGE_BYTES + 1):
-        memory = huge_pages(num_bytes)
-        assert len(memory) >= num_bytes
-        assert address(memory) % PAGE_BYTES == 0
-        memory[:] = 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
-def test_what_a_forked_process_writes_stays_its_own() -> None:
-    memory = huge_pages(1)
-    memory[:] = 1
-    child = os.fork()
-    if not child:
-        memory[:] = 2
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert (memory == 1).all()
 
 
 def test_threads_never_get_the_same_memory_at_once() -> None:
