@@ -116,15 +116,14 @@ class Supply:
             ConfigError: fewer examples in a step than ranks x micro-batches.
             ShardError: a shard or corpus file that is missing or damaged.
         """
-        steps = self._steps_a_group(world_size, micro_batches)
-        group = self._groups((step // steps, rank, world_size, micro_batches))
-        first = step % steps * micro_batches
+        group = self.prepare(step, rank=rank, world_size=world_size, micro_batches=micro_batches)
+        first = step % self._steps_a_group(world_size, micro_batches) * micro_batches
         return [group.batch(number, pin_memory=pin_memory) for number in range(first, first + micro_batches)]
 
-    def prepare(self, step: int, *, rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> None:
-        """Do now for the group of steps that `step` is in what `batches` would do at the first of them."""
+    def prepare(self, step: int, *, rank: int = 0, world_size: int = 1, micro_batches: int = 1) -> Group:
+        """Return the group of steps that `step` is in, planned now if it was not: what `batches` then cuts up."""
         steps = self._steps_a_group(world_size, micro_batches)
-        self._groups((step // steps, rank, world_size, micro_batches))
+        return self._groups((step // steps, rank, world_size, micro_batches))
 
     def next_group(self, step: int, *, world_size: int = 1, micro_batches: int = 1) -> int:
         """Return the first step of the group after the one that `step` is in."""
