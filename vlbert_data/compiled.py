@@ -21,7 +21,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def compiled(loop: Loop) -> Loop:
-    """Return the loop, to be compiled at its first call for the types it is called with; it gives the lock free.
+    """Return the loop, to be compiled at its first call for the types it is called with; it frees Python's lock.
 
     It is kept beside its module, or under the user's cache folder. Where neither can be written, each process compiles
     it anew.
