@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_world import build, contents, documents_in, tokenised_whole
 from real_data import real_data
-from small_text import documents_of, make_corpus, make_text, write_vocabulary
+from small_text import documents_of, make_corpus, make_text
 
 from cli.main import main
 from vlbert_data import corpus_read
@@ -24,18 +24,6 @@ from vlbert_data.corpus import STATE_FOLDER, CorpusFolder
 from vlbert_data.corpus_build import Progress
 from vlbert_data.errors import ShardError
 from vlbert_data.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_bytes(make_text(1, 120).encode())
-    return path
 
 
 def write_as(kind: str, folder: Path, documents: list[str]) -> Path:

@@ -10,24 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_world import build, documents_in, rejects_of, tokenised_whole
 from limits import files_end_at
-from small_text import make_corpus, make_text, write_vocabulary
+from small_text import make_corpus, make_text
 
 from vlbert_data.corpus import STATE_FOLDER, CorpusFolder
 from vlbert_data.corpus_build import TooManyRejectsError
 from vlbert_data.errors import ConfigError, ShardError, VlbError
 from vlbert_data.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "novel.txt"
-    path.write_bytes(make_text(1, 120).encode())
-    return path
 
 
 def test_broken_and_empty_input_is_rejected_with_its_place_and_the_rest_is_taken(
