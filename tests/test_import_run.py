@@ -178,7 +178,7 @@ def test_images_without_caption_and_captions_without_image_are_counted(tmp_path:
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("a.jsonl", ['{"image_id": "%s", "caption": "one"}', '{"image": "x/%s.jpg", "captions": ["two"]}']),
+        ("a.jsonl", ['{"image_id": "%s", "caption": "one"}', '{"image": "%s.jpg", "captions": ["two"]}']),
         ("a.tsv", ["%s\tone", "%s.jpg\ttwo"]),
         ("flickr.token", ["%s.jpg#0\tone", "%s.jpg#1\ttwo"]),
     ],
@@ -189,6 +189,38 @@ def test_captions_of_several_lines_join_in_order(tmp_path: Path, table: Path, na
     path.write_text(text.replace("\n", "\nno caption here\n", 1))
     folder = run_import(table, tmp_path / "out", captions=path)
     assert {folder.captions(image) for image in range(len(folder))} == {("one", "two")}
+
+
+def test_captions_of_images_in_folders_are_not_taken_for_each_others(tmp_path: Path) -> None:
+    keys = ["cat/1", "dog/1.jpg", "dog/2", "1", "2", "3", "4"]
+    rows = [{**lxmert_row(found), "img_id": key} for found, key in zip(IMAGES, keys, strict=False)]
+    captions = tmp_path / "captions.tsv"
+    named = ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg", "2.jpg", "dog/3.jpg", "dog/4.jpg#0", "cat/4.jpg#0"]
+    captions.write_text("".join(f"{name}\tof {name}\n" for name in named))
+    folder = run_import(write_rows(tmp_path / "f.tsv", rows), tmp_path / "out", captions=captions, max_rejects=2)
+    found = {folder.index.image_id(image): folder.captions(image) for image in range(len(folder))}
+    assert found == {
+        "cat/1": ("of cat/1.jpg",),
+        "dog/1.jpg": ("of dog/1.jpg",),
+        "dog/2": ("of dog/2.jpg",),
+        "2": ("of 2.jpg",),  # as it is called, not as an image of that name in a folder
+        "3": ("of dog/3.jpg",),
+    }
+    assert [(line["reason"], line["detail"]) for line in rejects(folder)] == [
+        ("ambiguous caption", f"{key!r}: {captions} has 2 folders with an image of this name: cat, dog")
+        for key in ("1", "4")
+    ]
+
+
+def test_the_number_of_an_annotation_is_no_image(tmp_path: Path, table: Path) -> None:
+    """COCO's annotations, one a line: each caption has a number of its own, which other images have too."""
+    captions = tmp_path / "annotations.jsonl"
+    lines = [{"image_id": number, "id": number % 12 + 1, "caption": f"of {number}"} for number in range(1, 13)]
+    captions.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    folder = run_import(table, tmp_path / "out", captions=captions, key_pattern=r"_0*(\d+)$")
+    assert {folder.index.image_id(image): folder.captions(image) for image in range(len(folder))} == {
+        str(number): (f"of {number}",) for number in range(1, 13)
+    }
 
 
 def test_conceptual_captions_join_by_the_crc_of_their_url(tmp_path: Path) -> None:

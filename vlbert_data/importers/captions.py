@@ -1,4 +1,4 @@
-"""Captions from a file beside the features. Promise: found by image id in memory of 24 bytes a line, and counted.
+"""Captions from a file beside the features. Promise: found by image id in memory of 12 bytes a line or name.
 
 COCO captions JSON, JSONL (`image_id`, `id` or `image`; `caption` or `captions`), or a table: `image TAB caption`, or
 Conceptual Captions' `caption TAB url`, whose images go by their URL or by its CRC-32, as VOLTA calls them.
@@ -27,7 +27,8 @@ from vlbert_data.types import Array, is_unicode
 _URL = re.compile(rb"https?://|//")
 UNUSABLE_SHOWN = 3
 HASHES_AT_ONCE = 1 << 16
-Entry = tuple[list[str], tuple[str, ...]]
+# Names of an image, each with what it leaves out to tell the image from others, and captions; see `aliases`.
+Entry = tuple[dict[str, str], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,23 +58,25 @@ class CaptionFile:
     def of(self, image_id: str) -> tuple[str, ...]:
         """Return the captions of an image, in the order of the file; () where it has none.
 
+        Entries that name the image in full go before those that name it in a folder, or by a URL of this CRC-32.
+
         Raises:
             RecordRejectedError: "ambiguous caption": two different images go by this id.
         """
         wanted = np.uint64(id_hash(image_id))
         low, high = (int(np.searchsorted(self.alias_hashes, wanted, side=side)) for side in ("left", "right"))
-        found: list[str] = []
-        sources: set[str] = set()
+        found: dict[str, list[str]] = {}
         for entry in sorted(set(self.alias_entries[low:high].tolist())):
-            names, captions = PARSERS[self.kind](self._text(entry)) or ([], ())
+            names, captions = PARSERS[self.kind](self._text(entry)) or ({}, ())
             if image_id in names:
-                found += captions
-                sources.add(names[0])
-        if self.kind == "caption-url" and len(sources) > 1:
+                found.setdefault(names[image_id], []).extend(captions)
+        if "" not in found and len(found) > 1:
+            several = ", ".join(sorted(found)[:UNUSABLE_SHOWN])
+            what = "URLs with this CRC-32" if self.kind == "caption-url" else "folders with an image of this name"
             raise RecordRejectedError(
-                "ambiguous caption", f"{image_id} is the CRC-32 of {len(sources)} URLs in {self.path}"
+                "ambiguous caption", f"{image_id!r}: {self.path} has {len(found)} {what}: {several}"
             )
-        return tuple(found)
+        return tuple(found.get("") or next(iter(found.values()), ()))
 
     def without_image(self, image_hashes: Array) -> int:
         """Return how many captions are of no image among those whose ids hash to `image_hashes`, uint64 [n]."""
@@ -92,7 +95,7 @@ class CaptionFile:
     def some_names(self) -> list[str]:
         """Return the names of a few images, for a person who wonders why none was found."""
         shown = range(min(UNUSABLE_SHOWN, len(self.counts)))
-        return [(PARSERS[self.kind](self._text(entry)) or ([""], ()))[0][0] for entry in shown]
+        return [next(iter((PARSERS[self.kind](self._text(entry)) or ({"": ""}, ()))[0])) for entry in shown]
 
     def _text(self, entry: int) -> bytes:
         start, stop = self.places[entry : entry + 2].tolist()
@@ -127,7 +130,7 @@ def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: by
         if entry is None:
             unusable += 1
             continue
-        for name in dict.fromkeys(entry[0]):
+        for name in entry[0]:
             hashes.append(id_hash(name))
             entries.append(len(places))
         places.append(place)
@@ -181,7 +184,7 @@ def _kind_of(path: Path) -> str:
 
 def _parse_json(text: bytes) -> Entry | None:
     record = json_record(text)
-    names = names_in(record) if record else []
+    names = names_in(record) if record else {}
     if record is None or not names:
         return None
     if isinstance(record.get("frcnn"), str) and isinstance(record.get("caption"), list):
@@ -206,12 +209,12 @@ def _parse_columns(text: bytes) -> tuple[str, str] | None:
 
 def _parse_image_caption(text: bytes) -> Entry | None:
     columns = _parse_columns(text)
-    return columns and (list(dict.fromkeys(aliases(columns[0]))), (columns[1],))
+    return columns and (aliases(columns[0]), (columns[1],))
 
 
 def _parse_caption_url(text: bytes) -> Entry | None:
     columns = _parse_columns(text)
-    return columns and ([columns[1], str(zlib.crc32(columns[1].encode()))], (columns[0],))
+    return columns and ({columns[1]: "", str(zlib.crc32(columns[1].encode())): columns[1]}, (columns[0],))
 
 
 PARSERS: dict[str, Callable[[bytes], Entry | None]] = {

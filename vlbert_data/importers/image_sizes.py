@@ -6,7 +6,7 @@ or scene_graph_benchmark's `hw.tsv`, `image TAB [{"height": h, "width": w}]`.
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from vlbert_data.sources.records import size_of
 from vlbert_data.types import Array
 
 NAMES_SHOWN = 3
-Entry = tuple[list[str], tuple[int, int]]
+Entry = tuple[Iterable[str], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class ImageSizes:
 
     def some_names(self) -> list[str]:
         """Return the names of a few images, for a person who wonders why none was found."""
-        return [names[0] for names, _ in islice(_entries(self.path), NAMES_SHOWN)]
+        return [next(iter(names)) for names, _ in islice(_entries(self.path), NAMES_SHOWN)]
 
 
 def open_image_sizes(path: Path) -> ImageSizes:
@@ -62,7 +62,7 @@ def open_image_sizes(path: Path) -> ImageSizes:
     require_file(path, "--image-sizes")
     hashes, sizes = array("Q"), array("i")
     for names, size in _entries(path):
-        for name in dict.fromkeys(names):
+        for name in names:
             hashes.append(id_hash(name))
             sizes.extend(size)
     if not hashes:
@@ -101,7 +101,7 @@ def _from_json(text: bytes) -> Entry | None:
 def _from_columns(text: bytes) -> Entry | None:
     parts = text.split(b"\t")
     try:
-        names = list(dict.fromkeys(aliases(parts[0].decode())))
+        names = aliases(parts[0].decode())
         if len(parts) == 3 and parts[1].strip().isdigit() and parts[2].strip().isdigit():
             sides: dict[str, Any] = {"width": int(parts[1]), "height": int(parts[2])}
         else:

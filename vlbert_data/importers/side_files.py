@@ -14,7 +14,7 @@ from vlbert_data.errors import ConfigError
 from vlbert_data.nearby import where_it_ends
 from vlbert_data.sources.files import UTF8_BOM, unreadable
 
-ID_FIELDS = ("image_id", "id", "img_id", "file_name", "image", "img")
+ID_FIELDS = ("image_id", "img_id", "id", "file_name", "image", "img")
 LONGEST_LINE_BYTES = 16 << 20
 _ENDING = re.compile(r"\.(jpe?g|png|gif|webp|bmp|npz|npy|json)$", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"#\d+$")
@@ -22,34 +22,47 @@ _IMAGE_ENDING = re.compile(r"#\d+$")
 
 def require_file(path: Path, option: str) -> None:
     """Raise a ConfigError unless `path`, given as `option`, is a file; nothing in it is read."""
-    if not path.is_file():
-        hint = where_it_ends(path)
-        raise ConfigError(
-            f"{path}: no such file; {option} takes COCO JSON, JSONL or a table with tabs. {hint}".rstrip()
-        )
+    if path.is_file():
+        return
+    takes = f"{option} takes a file of COCO JSON, JSONL or a table with tabs"
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; {takes}. Name the file in it.")
+    if path.exists():
+        raise ConfigError(f"{path}: a pipe or a device; {takes}, which is read more than once. Save it first.")
+    raise ConfigError(f"{path}: no such file; {takes}. {where_it_ends(path)}".rstrip())
 
 
-def aliases(name: str | int) -> Iterator[str]:
-    """Yield the names under which an entry for `name` is found, itself first; some may repeat."""
+def aliases(name: str | int) -> dict[str, str]:
+    """Return the names under which an entry for `name` is found, itself first; with each the folder that it leaves out.
+
+    That folder is "" for a name that says all. Two images may have a name in common that leaves their folders out.
+    """
     text = str(name).strip()
-    yield text
     # Flickr30k's captions are of `1000092795.jpg#0`, `#1`, ...
     plain = _IMAGE_ENDING.sub("", text)
-    yield plain
     # Archives are written `train_image.zip@/00000000.jpg`.
-    base = plain.rpartition("/")[2]
-    yield base
-    yield _ENDING.sub("", base)
+    folder, _, base = plain.rpartition("/")
+    found = dict.fromkeys((text, plain, _ENDING.sub("", plain)), "")
+    for short in (base, _ENDING.sub("", base)):
+        found.setdefault(short, folder)
+    return found
 
 
-def names_in(record: dict[str, Any]) -> list[str]:
-    """Return all aliases under which a JSON record names its image, each once."""
-    found: dict[str, None] = {}
-    for name in ID_FIELDS:
-        value = record.get(name)
+def names_in(record: dict[str, Any]) -> dict[str, str]:
+    """Return all names under which a JSON record's image is found; see `aliases`.
+
+    An `id` beside `image_id` is that of an annotation, such as each caption of COCO has, and names no image.
+    """
+    found: dict[str, str] = {}
+    for field in ID_FIELDS:
+        value = record.get(field)
         if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
-            found.update(dict.fromkeys(aliases(value)))
-    return [name for name in found if name]
+            if field == "id" and found:
+                continue
+            for name, left_out in aliases(value).items():
+                found[name] = left_out and found.get(name, left_out)
+    found.pop("", None)
+    return found
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
