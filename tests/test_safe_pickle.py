@@ -151,6 +151,7 @@ HOSTILE = {
     "itself by tuple": b"]q\x00h\x00\x85a.",
     "not UTF-8": b"X\x01\x00\x00\x00\xff.",
     "not a number": b"Iabc\n.",
+    "long integer": b"\x8b\x01\x04\x00\x00" + b"\x01" * 1025 + b".",
     "long number": b"I" + b"9" * 5000 + b"\n.",
     "array without state": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R.",
     "object dtype": pickle.dumps(np.array([{}]), 4),

@@ -161,6 +161,13 @@ class _Machine:
         """Return the bytes behind a length of format `code`."""
         return self.take(self.number(code))
 
+    def long_integer(self) -> None:
+        """Push an int whose length is written in four bytes; Python does not even print the longest of these."""
+        size = self.number("<i")
+        if size > LONGEST_INT_BYTES:
+            raise NotPlainError(f"an integer of {size} bytes; at most {LONGEST_INT_BYTES} are read")
+        self.push(int.from_bytes(self.take(size), "little", signed=True))
+
     def push(self, value: Any) -> None:
         """Put a value on the stack."""
         self.stack.append(value)
@@ -309,6 +316,7 @@ def _protocol(m: _Machine) -> None:
 
 
 STOP = ord(".")
+LONGEST_INT_BYTES = 1024
 # A call of a data pickle copies at most its own arguments, each of which the input holds; a call is 3 bytes or more.
 CALL_COST_AN_INPUT_BYTE = 32
 CALL_COST_FLOOR = 2**16
@@ -332,7 +340,7 @@ STEPS: dict[int, Callable[[_Machine], None]] = {
         "K": lambda m: m.push(m.byte()),
         "M": lambda m: m.push(m.number("<H")),
         "\x8a": lambda m: m.push(int.from_bytes(m.take(m.byte()), "little", signed=True)),
-        "\x8b": lambda m: m.push(int.from_bytes(m.sized("<i"), "little", signed=True)),
+        "\x8b": _Machine.long_integer,
         "F": lambda m: m.push(float(m.line())),
         "G": lambda m: m.push(m.number(">d")),
         "S": _Machine.text_string,
