@@ -156,6 +156,12 @@ def test_numbers_that_are_no_probabilities_are_refused(value: float) -> None:
         convert(record(class_probs=probs), SOFT)
 
 
+def test_more_rois_than_places_are_counted_with_are_refused() -> None:
+    raw = record(class_ids=np.zeros(70_000, np.int64), class_scores=np.ones(70_000, np.float32))
+    with pytest.raises(RecordRejectedError, match="too many RoIs"):
+        convert(raw, HARD)
+
+
 def test_top_classes_are_those_of_a_plain_sort() -> None:
     rng = np.random.default_rng(2)
     for topk in (1, 3, 9, 10):

@@ -13,6 +13,7 @@ import numpy as np
 from vlbert_data import boxes as geometry
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
+from vlbert_data.importers.encoded import MOST_ROIS
 from vlbert_data.shards.schema import ShardSchema
 from vlbert_data.types import BOX_SLACK_PX, Array, ImageRois, LabelSpace, RoiSet, to_float16
 
@@ -105,6 +106,8 @@ class Meaning:
         num = len(record.boxes)
         if num == 0:
             raise RecordRejectedError("no RoI", "the record has no RoI")
+        if num > MOST_ROIS:
+            raise RecordRejectedError("too many RoIs", f"{num} RoIs; at most {MOST_ROIS} are read")
         if record.features.shape != (num, self.traits.feature_dim):
             raise RecordRejectedError(
                 "wrong length", f"features are {list(record.features.shape)}; expected {[num, self.traits.feature_dim]}"
