@@ -15,6 +15,8 @@ from vlbert_data.importers.half_features import halve
 from vlbert_data.importers.image_sizes import open_image_sizes
 from vlbert_data.importers.labels import BACKGROUND_NAME, LabelChoice, read_class_names, settle_labels
 from vlbert_data.importers.meaning import Meaning, to_pixels, top_classes
+from vlbert_data.importers.predictions import classes_of
+from vlbert_data.sources.files import UTF8_BOM
 from vlbert_data.types import ImageRois, check_image_rois, to_float16
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -206,6 +208,22 @@ def test_class_names_come_from_a_list_or_a_label_map(tmp_path: Path) -> None:
     mapped.write_text(json.dumps({"label_to_idx": {"ant": 1, "bee": 3}}))
     with pytest.raises(ConfigError, match="do not run from 1 to 2"):
         read_class_names(mapped)
+    listed.write_bytes(UTF8_BOM + "\r\n".join(NAMES).encode())
+    assert read_class_names(listed) == NAMES
+    listed.write_text("\n")
+    with pytest.raises(ConfigError, match="an empty file; expected class names"):
+        read_class_names(listed)
+
+
+def test_a_class_is_found_however_the_list_writes_it(tmp_path: Path) -> None:
+    listed = tmp_path / "names.txt"
+    listed.write_text("Traffic Light,stop light\nant\n")
+    ids = {name: number for number, name in enumerate(read_class_names(listed))}
+    objects = [{"class": name, "conf": 0.5} for name in ("Traffic Light", "traffic light,stop light", "ant")]
+    assert classes_of(objects, ids)[0].tolist() == [0, 0, 1]
+    for unknown in ("stop light", "", None, 1):
+        with pytest.raises(RecordRejectedError, match="unknown class"):
+            classes_of([{"class": unknown, "conf": 0.5}], ids)
 
 
 def test_sizes_come_from_every_layout_and_contradictions_from_none(tmp_path: Path) -> None:

@@ -99,8 +99,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the file of names cannot be read: {error}.") from error
+    if not text.strip():
+        raise ConfigError(f"{path}: an empty file; expected class names, a line each, or a JSON map label_to_idx.")
     if not text.lstrip().startswith("{"):
-        return read_names(path, max(1, len(text.splitlines())))
+        return read_names(path, len(text.splitlines()))
     try:
         ids = json.loads(text)["label_to_idx"]
         names = tuple(sorted(ids, key=lambda name: int(ids[name])))

@@ -83,10 +83,17 @@ def classes_of(objects: list[dict[str, Any]], ids: Mapping[str, int]) -> tuple[A
     Raises:
         RecordRejectedError: "unknown class": a name that the list has not, or "bad label".
     """
-    for entry in objects:
-        if not isinstance(entry.get("class"), str) or entry["class"] not in ids:
-            raise RecordRejectedError("unknown class", f"{str(entry.get('class'))[:80]!r} is not among the class names")
-    return np.array([ids[entry["class"]] for entry in objects], np.int64), confidences_of(objects)
+    return np.array([_id_of(entry.get("class"), ids) for entry in objects], np.int64), confidences_of(objects)
+
+
+def _id_of(name: Any, ids: Mapping[str, int]) -> int:
+    """Return a class's number; a list of names is read in small letters and without synonyms, see `read_names`."""
+    found = None
+    if isinstance(name, str):
+        found = ids.get(name, ids.get(name.split(",")[0].strip().lower()))
+    if found is None:
+        raise RecordRejectedError("unknown class", f"{str(name)[:80]!r} is not among the class names")
+    return found
 
 
 def confidences_of(objects: list[dict[str, Any]]) -> Array:

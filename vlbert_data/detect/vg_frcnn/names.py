@@ -17,7 +17,7 @@ def read_names(path: Path, expected: int) -> tuple[str, ...]:
         ConfigError: the file cannot be read, has another number of names, an empty one, or one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the file of names cannot be read: {error}.") from error
     names = tuple(line.split(",")[0].strip().lower() for line in lines)
