@@ -91,6 +91,14 @@ def test_an_id_beyond_the_classes_behind_the_first_rows_costs_its_row(
     assert [line["detail"] for line in rejects(folder)] == ["class ids are 1600 .. 1600; the space has 0 .. 1599"]
 
 
+def test_an_id_that_no_list_of_classes_has_does_not_decide_for_the_file(
+    tmp_path: Path, captions: Path, table: Path
+) -> None:
+    damage(table, 0, 3, b64(np.full(4, 10**12)))
+    folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)
+    assert folder.manifest.rejects == {"bad label": 1}
+
+
 def test_a_torn_last_line_is_a_reject(tmp_path: Path, captions: Path, table: Path) -> None:
     table.write_bytes(table.read_bytes()[:-50])
     folder = run_import(table, tmp_path / "out", captions=captions, max_rejects=1)

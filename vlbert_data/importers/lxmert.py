@@ -3,13 +3,14 @@
 Source: airsplay/lxmert, src/utils.py and data/mscoco_imgfeat/extract_coco_image.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlbert_data.importers.base import ABSENT, FormatOptions, LabelConvention
 from vlbert_data.importers.feature_rows import FeatureRows, Layout, Widths, open_rows
 from vlbert_data.importers.rows import sniff_lines
+from vlbert_data.types import Array
 
 NAME = "lxmert"
 LAYOUT = Layout(
@@ -28,6 +29,8 @@ LAYOUT = Layout(
     ),
 )
 NUM_CLASSES, NUM_ATTRIBUTES = 1600, 400
+# Class ids are stored in two bytes.
+MOST_CLASSES = 2**16
 LABEL_SPACE = "vg1600-butd"
 
 
@@ -48,9 +51,18 @@ def open_importer(paths: Sequence[Path], options: FormatOptions) -> FeatureRows:
     return open_rows(paths, LAYOUT, describe)
 
 
+def highest_id(ids: Iterable[Array]) -> int:
+    """Return the highest class id of images [R] each; one with an id that no label space has is damaged, and left out.
+
+    If all are such, it is the highest of these.
+    """
+    highest = [int(part.max(initial=0)) for part in ids]
+    return max([found for found in highest if found < MOST_CLASSES] or highest)
+
+
 def describe(widths: Widths, records: Sequence[dict[str, Any]]) -> tuple[LabelConvention, LabelConvention]:
     """Return the conventions of classes and attributes; some writers fill the attributes with zeros."""
-    highest = max(int(record["class_ids"].max()) for record in records)
+    highest = highest_id(record["class_ids"] for record in records)
     settled = highest < NUM_CLASSES
     labels = LabelConvention(
         targets="hard",

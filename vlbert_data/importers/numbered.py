@@ -15,8 +15,9 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
-from vlbert_data.importers.lxmert import LABEL_SPACE, NUM_ATTRIBUTES, NUM_CLASSES
+from vlbert_data.importers.lxmert import LABEL_SPACE, NUM_ATTRIBUTES, NUM_CLASSES, highest_id
 from vlbert_data.importers.plain_arrays import RefusedDataError
+from vlbert_data.importers.row_importer import most_common
 from vlbert_data.sources.base import SourceReject
 from vlbert_data.sources.files import FileFacts, fingerprint, hash_file, relative_names
 from vlbert_data.types import Array
@@ -34,12 +35,14 @@ class NumberedImporter(ABC):
     _file_facts: Sequence[FileFacts] = ()
 
     def settle(self, name: str, *, box_units: str = "pixels") -> None:
-        """Find out from the first records what holds for all.
+        """Find out from the first records what holds for all; most of them decide, not one that differs.
 
         Raises:
             ConfigError: none of the first inputs is good.
         """
-        records = probe(self, name)
+        probed = probe(self, name)
+        usual = most_common(map(_kind, probed))
+        records = [record for record in probed if _kind(record) == usual]
         labels, attributes = vg_labels(records)
         self._traits = Traits(
             format=name,
@@ -133,6 +136,13 @@ def probe(importer: NumberedImporter, name: str) -> list[RawRecord]:
     return found
 
 
+def _kind(record: RawRecord) -> tuple[Any, ...]:
+    """Return what records of one input have in common: the width of features and of distributions, which values."""
+    soft = (record.class_probs, record.attribute_probs)
+    columns = tuple(None if probs is None else int(probs.shape[1]) for probs in soft)
+    return int(record.features.shape[1]), *columns, record.class_ids is None, record.confidence is None
+
+
 def vg_labels(records: Sequence[RawRecord]) -> tuple[LabelConvention, LabelConvention]:
     """Return what class and attribute numbers are, as far as detectors trained on Visual Genome settle it.
 
@@ -153,7 +163,7 @@ def vg_labels(records: Sequence[RawRecord]) -> tuple[LabelConvention, LabelConve
             evidence=f"distributions of {columns} columns{_likely_background(records)}",
         )
     elif first.class_ids is not None:
-        highest = max(int(record.class_ids.max(initial=0)) for record in records if record.class_ids is not None)
+        highest = highest_id(record.class_ids for record in records if record.class_ids is not None)
         settled = highest < NUM_CLASSES
         labels = LabelConvention(
             targets="hard",
