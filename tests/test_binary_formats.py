@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -15,7 +17,9 @@ from tests.binary_cases import (
     records,
     same,
 )
+from tests.foreign_files import make_detections, write_vlbert
 from tests.foreign_writers import DIM, Image
+from tests.msgpack_writer import packb
 from vlbert_data.errors import VlbError
 from vlbert_data.importers import loose_files
 from vlbert_data.importers.base import Importer, RawRecord
@@ -40,6 +44,57 @@ def test_a_format_is_told_by_its_content_alone(tmp_path: Path, name: str) -> Non
     path = case.write(tmp_path, case.images)
     seen = {known: load_format(known).sniff(path) for known in FORMATS}
     assert {known for known, evidence in seen.items() if evidence} == {case.format}
+
+
+def test_damaged_first_records_hide_no_format(tmp_path: Path) -> None:
+    """Of a few records that are looked at, one is enough to know what all are."""
+    broken = {number: b"no record" for number in range(3)}
+    fields = {image.key: write.vilbert_fields(image) for image in IMAGES}
+    values = {key.encode(): pickle.dumps(value) for key, value in fields.items()}
+    pickles = write.write_lmdb(tmp_path / "p", {b"A%d" % number: raw for number, raw in broken.items()} | values)
+    members = {f"{image.key}.npz".encode(): packb(write.uniter_members(image)) for image in IMAGES}
+    uniter = write.write_lmdb(tmp_path / "u", {b"A%d" % number: raw for number, raw in broken.items()} | members)
+    points = [*["no record"] * 3, *map(write.vilbert_list, IMAGES)]
+    tensorpack = write.write_tensorpack(tmp_path / "t.lmdb", points, codec="msgpack")
+    groups = write.write_groups(tmp_path / "g.h5", IMAGES)
+    with h5py.File(groups, "a") as file:
+        for number in broken:
+            file[f"A{number}"] = h5py.ExternalLink("other.h5", "/a")
+    loose = [
+        ("mmf-npy", write.write_vilbert_npy(tmp_path / "npy", IMAGES)),
+        ("milvlg-npz", write.write_milvlg(tmp_path / "milvlg", IMAGES)),
+        ("uniter-npz", write.write_uniter_npz(tmp_path / "uniter", IMAGES)),
+        ("vl-bert", write_vlbert(tmp_path / "vl", [make_detections(n) for n in range(4)], packed=False).parent),
+    ]
+    loose[-1] = ("vl-bert", loose[-1][1] / "train_frcnn")
+    for _, folder in loose:
+        for file in sorted(folder.iterdir())[:-1]:
+            file.write_bytes(file.read_bytes()[:-100])
+    with zipfile.ZipFile(tmp_path / "vl.zip", "w") as archive:
+        archive.writestr("a.json", "{")
+        for file in sorted(loose[-1][1].iterdir()):
+            archive.writestr(file.name, file.read_bytes())
+    expected = [
+        *(("pickle-lmdb", pickles), ("uniter-lmdb", uniter), ("tensorpack-lmdb", tensorpack), ("group-hdf5", groups)),
+        *(*loose, ("vl-bert", tmp_path / "vl.zip")),
+    ]
+    for name, path in expected:
+        assert {known for known in FORMATS if load_format(known).sniff(path)} == {name}, path
+
+
+@pytest.mark.parametrize("odd", ["narrow", "soft"])
+def test_a_first_record_unlike_the_others_decides_nothing(tmp_path: Path, odd: str) -> None:
+    fields = {image.key: write.lxmert_arrays(image) for image in sorted(IMAGES, key=lambda image: image.key)}
+    first = next(iter(fields.values()))
+    if odd == "narrow":
+        first["features"] = first["features"][:, : DIM // 2]
+    else:
+        first["cls_prob"] = np.full((len(first["features"]), 1700), 1 / 1700, np.float32)
+        first["obj_id"] = np.zeros(len(first["features"]), np.int64)
+    importer = open_importer([str(write.write_pickles(tmp_path / "p", fields))])
+    assert (importer.traits.feature_dim, importer.traits.labels.targets) == (DIM, "hard")
+    found = list(importer.read(0, len(importer)))
+    assert [isinstance(outcome, RawRecord) for outcome in found] == [False, *[True] * (len(IMAGES) - 1)]
 
 
 @pytest.mark.parametrize("name", CASES)

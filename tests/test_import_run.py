@@ -3,6 +3,8 @@
 import base64
 import filecmp
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,6 +361,15 @@ def test_the_command_ends_with_0_1_or_2(tmp_path: Path, table: Path, captions: P
     assert failed.returncode == 1
     assert failed.stderr.startswith("Error: lxmert stores no captions")
     assert run(str(table), "--out", str(tmp_path / "o"), "--background", "middle").returncode == 2
+    os.mkfifo(tmp_path / "pipe")
+    for beside, complaint in (
+        (tmp_path, "a folder; --captions takes a file of COCO JSON, JSONL or a table with tabs. Name the file in it."),
+        (tmp_path / "pipe", "a pipe or a device; --captions takes"),
+        (tmp_path / "captoins.json", f"no such file; --captions takes .* Did you mean {captions}\\?"),
+    ):
+        refused = run(str(table), "--captions", str(beside), "--out", str(tmp_path / "o"))
+        assert re.match(f"Error: {beside}: {complaint}", refused.stderr)
+    assert not (tmp_path / "o").exists()
 
 
 def test_features_only_can_be_asked_for(tmp_path: Path, table: Path, captions: Path) -> None:

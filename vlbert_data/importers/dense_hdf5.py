@@ -19,7 +19,7 @@ import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.hdf5_inputs import describe, first_member, read_datasets
+from vlbert_data.importers.hdf5_inputs import describe, first_names, read_datasets
 from vlbert_data.importers.numbered import NumberedImporter, hash_files
 from vlbert_data.importers.record_dict import MAX_SIDE_PX, rows
 from vlbert_data.importers.safe_pickle import load_plain
@@ -40,7 +40,7 @@ TINY_SHARE = 1e-9
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    names, _ = first_member(path)
+    names = first_names(path)
     if set(DATASETS[:2]) <= set(names):
         return f"an HDF5 file with the data sets {', '.join(sorted(names))}"
     return None

@@ -9,25 +9,29 @@ Source: j-min/VL-T5 feature_extraction; e-bug/volta features_extraction/tsv_to_h
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.hdf5_inputs import NamedInputs, describe, first_member, read_datasets
+from vlbert_data.importers.hdf5_inputs import NamedInputs, describe, first_names, read_datasets
 from vlbert_data.importers.numbered import hash_files
+from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import NAMES, RecordPlace, record_of
 
 NAME = "group-hdf5"
 KNOWN = frozenset(name for names in NAMES.values() for name in names)
-MAX_MEMBERS = 32
+SNIFFED_GROUPS = 8
 
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    _, first = first_member(path)
-    members = set(first.get("first", []))
-    if first.get("kind") == "group" and {"features", "boxes"} <= members:
-        return f"an HDF5 file of groups with the data sets {', '.join(sorted(members & KNOWN))}"
+    for name in first_names(path)[:SNIFFED_GROUPS]:
+        with suppress(RefusedDataError):  # one of them may be damaged
+            found = describe(path, name)
+            members = set(found.get("first", []))
+            if found["kind"] == "group" and {"features", "boxes"} <= members:
+                return f"an HDF5 file of groups with the data sets {', '.join(sorted(members & KNOWN))}"
     return None
 
 

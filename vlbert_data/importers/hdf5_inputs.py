@@ -67,16 +67,14 @@ def read_datasets(path: Path, names: Sequence[str], rows: tuple[int, int] | None
     return arrays
 
 
-def first_member(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return the first names in a file, and what the first of them is; nothing for what is no HDF5 file."""
+def first_names(path: Path) -> list[str]:
+    """Return the first names in a file; none for what is no HDF5 file."""
     if not looks_like_hdf5(path):
-        return [], {}
+        return []
     try:
-        root = describe(path)
-        first = [str(name) for name in root.get("first", [])]
-        return first, describe(path, first[0]) if first else {}
+        return [str(name) for name in describe(path).get("first", [])]
     except RefusedDataError:
-        return [], {}
+        return []
 
 
 class NamedInputs(NumberedImporter):

@@ -4,16 +4,18 @@ Promise: nothing but file reads touches the database, see `lmdb_pages`; each dam
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.base import RawRecord
-from vlbert_data.importers.lmdb_pages import LmdbIndex, index_lmdb, lmdb_file
+from vlbert_data.importers.lmdb_pages import LmdbIndex, LmdbRefusedError, index_lmdb, lmdb_file, looks_like_lmdb
 from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.numbered import NumberedImporter, hash_files, place_in
+from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace
 
 # A hundred RoIs with distributions of 1601 classes, in float64, take 3 MB.
@@ -24,6 +26,7 @@ LISTS_OF_KEYS = frozenset({b"keys", b"__keys__"})
 NUMBER_DIGITS = 8
 # The way down to the first leaf of any database, and a few leaves.
 SNIFFED_PAGES = 40
+SNIFFED_VALUES = 8
 
 
 class LmdbImporter(NumberedImporter):
@@ -103,11 +106,24 @@ def is_numbering(key: bytes) -> bool:
     return len(key) == NUMBER_DIGITS and key.isdigit() and key.startswith(b"0")
 
 
-def first_value(path: Path) -> tuple[bytes, bytes] | None:
-    """Return key and value of a database's first record, None where it has none that can be read."""
-    index = index_lmdb(lmdb_file(path), skipped=LISTS_OF_KEYS, most_pages=SNIFFED_PAGES)
+def sniff_values(path: Path, look: Callable[[bytes, bytes], str | None]) -> str | None:
+    """Return what `look` finds in key and value of one of a database's first records, of which some may be damaged.
+
+    None for what is no database. look: may raise RecordRejectedError and RefusedDataError.
+    """
+    if not looks_like_lmdb(path):
+        return None
+    try:
+        index = index_lmdb(lmdb_file(path), skipped=LISTS_OF_KEYS, most_pages=SNIFFED_PAGES)
+    except LmdbRefusedError:
+        return None
     records = LmdbRecords(index)
     try:
-        return records.read(0, max_bytes=MAX_RECORD_BYTES) if len(index.nodes) else None
+        for number in range(min(len(index.nodes), SNIFFED_VALUES)):
+            with suppress(RefusedDataError, RecordRejectedError):
+                found = look(*records.read(number, max_bytes=MAX_RECORD_BYTES))
+                if found is not None:
+                    return found
     finally:
         records.close()
+    return None

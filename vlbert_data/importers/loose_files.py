@@ -3,19 +3,23 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.importers.names import Names
 from vlbert_data.importers.numbered import NumberedImporter
+from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.sources.files import require_folder
 
 # A hundred RoIs of 2048 features and 1601 classes in float64 take 3 MB.
 MAX_FILE_BYTES = 64 << 20
 # Entries of folders looked at to tell a format.
 SNIFFED_ENTRIES = 5000
+SNIFFED_FILES = 8
 
 
 class LooseFiles(NumberedImporter):
@@ -93,22 +97,32 @@ def read_small(path: Path) -> bytes:
         raise RecordRejectedError("not readable", f"{path}: {error.strerror}") from error
 
 
-def some_file(folder: Path, ending: str) -> Path | None:
-    """Return a file of that ending in a folder or a folder in it, among the first SNIFFED_ENTRIES entries."""
-    if not folder.is_dir():
-        return None
-    waiting, seen = deque([folder]), 0
+def sniff_files(folder: Path, ending: str, look: Callable[[Path], str | None]) -> str | None:
+    """Return what `look` finds in one of a few files of that ending, of which some may be damaged.
+
+    None for what is no folder, or has none. look: may raise RecordRejectedError and RefusedDataError.
+    """
+    for file in islice(_some_files(folder, ending), SNIFFED_FILES):
+        with suppress(RefusedDataError, RecordRejectedError):
+            found = look(file)
+            if found is not None:
+                return found
+    return None
+
+
+def _some_files(folder: Path, ending: str) -> Iterator[Path]:
+    """Yield files of that ending in a folder and the folders in it, among the first SNIFFED_ENTRIES entries."""
+    waiting, seen = deque([folder] if folder.is_dir() else []), 0
     while waiting:
         try:
             with os.scandir(waiting.popleft()) as entries:
                 for entry in entries:
                     seen += 1
                     if seen > SNIFFED_ENTRIES:
-                        return None
+                        return
                     if entry.name.endswith(ending) and entry.is_file():
-                        return Path(entry.path)
+                        yield Path(entry.path)
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))
         except OSError:
             continue
-    return None

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.loose_files import MAX_FILE_BYTES, LooseFiles, read_small, some_file
+from vlbert_data.importers.loose_files import MAX_FILE_BYTES, LooseFiles, read_small, sniff_files
 from vlbert_data.importers.npy import NpyLimits, loads_npz
-from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace, record_of
 
 NAME = "milvlg-npz"
@@ -26,13 +25,11 @@ LIMITS = NpyLimits(max_bytes=MAX_FILE_BYTES)
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the folder has this format; None where it has not."""
-    file = some_file(path, ".npz")
-    if file is None:
-        return None
-    try:
-        found = loads_npz(read_small(file), what=str(file), names=FIELDS, limits=LIMITS)
-    except (RefusedDataError, RecordRejectedError):
-        return None
+    return sniff_files(path, ".npz", _look)
+
+
+def _look(file: Path) -> str | None:
+    found = loads_npz(read_small(file), what=str(file), names=FIELDS, limits=LIMITS)
     return f"a folder of .npz files with the members {', '.join(FIELDS)}" if set(found) == set(FIELDS) else None
 
 

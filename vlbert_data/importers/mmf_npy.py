@@ -16,10 +16,9 @@ import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.loose_files import MAX_FILE_BYTES, LooseFiles, read_small, some_file
+from vlbert_data.importers.loose_files import MAX_FILE_BYTES, LooseFiles, read_small, sniff_files
 from vlbert_data.importers.mmf_records import mmf_record
 from vlbert_data.importers.npy import NpyLimits, loads_npy
-from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace
 
 NAME = "mmf-npy"
@@ -29,16 +28,14 @@ LIMITS = NpyLimits(max_bytes=MAX_FILE_BYTES)
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the folder has this format; None where it has not."""
-    file = some_file(path, ".npy")
-    if file is None:
-        return None
+    return sniff_files(path, ".npy", _look)
+
+
+def _look(file: Path) -> str | None:
     info = file if file.name.endswith(INFO_ENDING) else _info_of(file)
     if info.is_file():
         return f"a folder of .npy files, of which {info.name} says what {file.name} does not"
-    try:
-        found = loads_npy(read_small(file), what=str(file), limits=LIMITS)
-    except (RefusedDataError, RecordRejectedError):
-        return None
+    found = loads_npy(read_small(file), what=str(file), limits=LIMITS)
     is_dict = isinstance(found, dict) and {"features", "bbox"} <= set(found)
     return f"a folder of .npy files with a dict of features and bbox, such as {file.name}" if is_dict else None
 

@@ -15,10 +15,8 @@ from pathlib import Path
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value, is_numbering
-from vlbert_data.importers.lmdb_pages import looks_like_lmdb
+from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, is_numbering, sniff_values
 from vlbert_data.importers.mmf_records import is_mmf, mmf_record
-from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace, record_of
 from vlbert_data.importers.safe_pickle import PickleLimits, loads_plain
 
@@ -28,14 +26,12 @@ LIMITS = PickleLimits(max_bytes=MAX_RECORD_BYTES, max_steps=100_000, max_depth=8
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file or folder has this format; None where it has not."""
-    if not looks_like_lmdb(path):
-        return None
-    try:
-        found = first_value(path)
-        fields = None if found is None else loads_plain(found[1], what=str(path), limits=LIMITS)
-    except RefusedDataError:
-        return None
-    if not isinstance(fields, dict) or "features" not in fields or found is None or is_numbering(found[0]):
+    return sniff_values(path, _look)
+
+
+def _look(key: bytes, value: bytes) -> str | None:
+    fields = None if is_numbering(key) else loads_plain(value, what="a value", limits=LIMITS)
+    if not isinstance(fields, dict) or "features" not in fields:
         return None
     writer = "MMF" if is_mmf(fields) else "VOLTA" if "img_id" in fields else "ViLBERT"
     return f"an LMDB database of pickled dicts with the fields of {writer}"

@@ -21,8 +21,7 @@ from typing import Any
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value, is_numbering
-from vlbert_data.importers.lmdb_pages import looks_like_lmdb
+from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, is_numbering, sniff_values
 from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
 from vlbert_data.importers.plain_arrays import RefusedDataError, Sliceable
@@ -47,18 +46,14 @@ MAX_GAPS_TOLD = 20
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file has this format; None where it has not."""
-    if not looks_like_lmdb(path):
-        return None
-    try:
-        found = first_value(path)
-        if found is None or not is_numbering(found[0]):
-            return None
-        fields = named_values(found[1], str(path))
-    except (RefusedDataError, RecordRejectedError):
-        return None
+    return sniff_values(path, _look)
+
+
+def _look(key: bytes, value: bytes) -> str | None:
+    fields = named_values(value, "a value") if is_numbering(key) else {}
     if not {"features", "boxes"} <= set(fields):
         return None
-    return f"an LMDB database of numbered {_codec(found[1])} values with {len(fields)} parts"
+    return f"an LMDB database of numbered {_codec(value)} values with {len(fields)} parts"
 
 
 def _codec(value: bytes) -> str:

@@ -18,11 +18,10 @@ import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, first_value
-from vlbert_data.importers.lmdb_pages import lmdb_file, looks_like_lmdb
+from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, sniff_values
+from vlbert_data.importers.lmdb_pages import lmdb_file
 from vlbert_data.importers.msgpack import MsgpackLimits, loads_msgpack
 from vlbert_data.importers.npy import ZIP_MAGIC, NpyLimits, loads_npz
-from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace, confidences, rows
 from vlbert_data.importers.uniter_counts import Counts, find_counts
 
@@ -34,16 +33,13 @@ NPY_LIMITS = NpyLimits(max_bytes=MAX_RECORD_BYTES)
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file or folder has this format; None where it has not."""
-    if not looks_like_lmdb(path):
+    return sniff_values(path, _look)
+
+
+def _look(_key: bytes, value: bytes) -> str | None:
+    if not set(FIELDS) <= set(unpack(value, "a value")):
         return None
-    try:
-        found = first_value(path)
-        fields = None if found is None else unpack(found[1], str(path))
-    except (RefusedDataError, RecordRejectedError):
-        return None
-    if found is None or fields is None or not set(FIELDS) <= set(fields):
-        return None
-    kind = ".npz" if found[1].startswith(ZIP_MAGIC) else "MessagePack"
+    kind = ".npz" if value.startswith(ZIP_MAGIC) else "MessagePack"
     return f"an LMDB database of {kind} values with norm_bb, features, conf and soft_labels"
 
 

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlbert_data.errors import RecordRejectedError
 from vlbert_data.importers.base import FormatOptions, RawRecord
-from vlbert_data.importers.loose_files import LooseFiles, read_small, some_file
+from vlbert_data.importers.loose_files import LooseFiles, read_small, sniff_files
 from vlbert_data.importers.npy import ZIP_MAGIC
-from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.record_dict import RecordPlace
 from vlbert_data.importers.uniter_counts import CountRule, Counts
 from vlbert_data.importers.uniter_lmdb import FIELDS, uniter_record, unpack
@@ -24,14 +22,12 @@ COUNTS = Counts.by_rule(CountRule())
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the folder has this format; None where it has not."""
-    file = some_file(path, ".npz")
-    if file is None:
-        return None
-    try:
-        raw = read_small(file)
-        found = set(unpack(raw, str(file))) if raw.startswith(ZIP_MAGIC) else set()
-    except (RefusedDataError, RecordRejectedError):
-        return None
+    return sniff_files(path, ".npz", _look)
+
+
+def _look(file: Path) -> str | None:
+    raw = read_small(file)
+    found = set(unpack(raw, str(file))) if raw.startswith(ZIP_MAGIC) else set()
     return f"a folder of .npz files with the members {', '.join(FIELDS)}" if found == set(FIELDS) else None
 
 

@@ -8,7 +8,9 @@ Source: jackroos/VL-BERT, pretrain/data/datasets/conceptual_captions.py.
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,15 +37,16 @@ from vlbert_data.sources.records import size_of
 
 NAME = "vl-bert"
 FILES_TRIED = 32
+FILES_SNIFFED = 8
 FEATURE_FIELDS = ("boxes", "features")
 
 
 def sniff(path: Path) -> str | None:
     """Return what shows that the file or folder has this format; None where it has not."""
     if path.is_dir():
-        first = min((entry.name for entry in os.scandir(path) if entry.name.endswith(".json")), default=None)
-        record = None if first is None else _small_json(path / first)
-        return None if record is None or not _holds_features(record) else f"{first} has boxes and features in base64"
+        first = nsmallest(FILES_SNIFFED, (entry.name for entry in os.scandir(path) if entry.name.endswith(".json")))
+        found = next((name for name in first if _holds_features(_small_json(path / name) or {})), None)
+        return found and f"{found} has boxes and features in base64"
     if not path.is_file():
         return None
     if read_start(path, 4) == b"PK\3\4":
@@ -187,10 +190,13 @@ def _small_json(path: Path) -> dict[str, Any] | None:
 def _sniff_zip(path: Path) -> str | None:
     try:
         archive = open_zip(path, name=path.name)
-        record = parse_fields(archive.read(0)) if len(archive) else {}
-    except (ConfigError, RecordRejectedError):
+    except ConfigError:
         return None
-    return f"an archive whose {archive.name(0)} has boxes and features in base64" if _holds_features(record) else None
+    for member in range(min(len(archive), FILES_SNIFFED)):
+        with suppress(RecordRejectedError):  # one of them may be damaged
+            if _holds_features(parse_fields(archive.read(member))):
+                return f"an archive whose {archive.name(member)} has boxes and features in base64"
+    return None
 
 
 def _describe(listing: Listing, path: Path) -> Traits:
