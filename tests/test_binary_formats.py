@@ -48,7 +48,7 @@ def test_a_format_is_told_by_its_content_alone(tmp_path: Path, name: str) -> Non
 
 def test_damaged_first_records_hide_no_format(tmp_path: Path) -> None:
     """Of a few records that are looked at, one is enough to know what all are."""
-    broken = {number: b"no record" for number in range(3)}
+    broken = dict.fromkeys(range(3), b"no record")
     fields = {image.key: write.vilbert_fields(image) for image in IMAGES}
     values = {key.encode(): pickle.dumps(value) for key, value in fields.items()}
     pickles = write.write_lmdb(tmp_path / "p", {b"A%d" % number: raw for number, raw in broken.items()} | values)

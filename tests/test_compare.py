@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.foreign_files import Detections, lxmert_row, make_detections, write_captions, write_rows
+from tests.foreign_files import Detections, lxmert_row, make_detections, prediction, write_captions, write_rows
 from tests.import_world import run_import
 from vlbert_data import boxes as geometry
 from vlbert_data.compare import Comparison, compare, match_boxes
@@ -125,11 +125,51 @@ def test_boxes_are_paired_as_a_slow_search_pairs_them() -> None:
         assert list(zip(*(rows.tolist() for rows in match_boxes(a, b)), strict=True)) == expected
 
 
-def test_features_of_other_images_cannot_be_compared(tmp_path: Path) -> None:
-    paths = [write_rows(tmp_path / f"{n}.tsv", [lxmert_row(make_detections(n))]) for n in (1, 2)]
-    sets = [open_feature_set(path, KeyPattern(), None) for path in paths]
-    with pytest.raises(ConfigError, match=r"no image id in common: COCO_val2014_0+1 against COCO_val2014_0+2"):
+@pytest.mark.parametrize(
+    ("ids", "pattern", "words"),
+    [
+        (("5", "6"), None, r"Images in {a} are called 'COCO_val2014_000000000001', 'COCO_val2014_000000000002'. "),
+        (("5", "6"), None, "Images in {b} are called '5', '6'. No usual --key-pattern makes some equal."),
+        (("2", "9"), None, r"With --key-pattern '0*(\d+)$' 1 of 2 images are in both."),
+        (("2.jpg", "1.jpg"), None, r"With --key-pattern '0*(\d+)(?:\.\w+)?$' 2 of 2 images are in both."),
+        (("x/2.jpg", "y/2.jpg"), None, "No usual --key-pattern makes some equal."),
+        (
+            ("2", "1"),
+            r"_(\d+)$",
+            r"By --key-pattern '_(\d+)$' images in {a} are called '000000000001', '000000000002'. ",
+        ),
+        (
+            ("2", "1"),
+            r"_(\d+)$",
+            r"--key-pattern '_(\d+)$' finds nothing in '2', '1' in {b}. With --key-pattern '0*(\d+)$'",
+        ),
+    ],
+)
+def test_features_of_other_images_are_told_by_their_ids_with_a_pattern_that_finds_some(
+    tmp_path: Path, ids: tuple[str, str], pattern: str | None, words: str
+) -> None:
+    rows = [[{**lxmert_row(found), **other} for found in IMAGES[:2]] for other in ({}, {"img_id": ""})]
+    for row, name in zip(rows[1], ids, strict=True):
+        row["img_id"] = name
+    paths = {name: write_rows(tmp_path / f"{name}.tsv", side) for name, side in zip("ab", rows, strict=True)}
+    sets = [open_feature_set(path, KeyPattern.of(pattern), None) for path in paths.values()]
+    with pytest.raises(ConfigError) as refused:
         compare(*sets, match="iou", num_images=10)
+    said = str(refused.value)
+    assert said.startswith(f"{paths['a']} and {paths['b']} have no image id in common. ")
+    assert words.format(**paths) in said
+
+
+def test_classes_without_a_list_that_numbers_them_hinder_no_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.tsv"
+    lines = [f"{found.key}\t{json.dumps(prediction(found, features=True))}\n" for found in IMAGES]
+    path.write_text("".join(lines))
+    (tmp_path / "rows").mkdir()
+    table = write_rows(tmp_path / "rows" / "a.tsv", [lxmert_row(found) for found in IMAGES])
+    sets = [open_feature_set(other, KeyPattern(), None) for other in (path, table)]
+    found = compare(*sets, match="iou", num_images=100)
+    assert found.facts["images"] == len(IMAGES) and "label_agreement" not in found.facts
+    assert found.facts["cosine"]["median"] == 1.0
 
 
 def test_the_command_prints_facts_and_findings(tmp_path: Path) -> None:

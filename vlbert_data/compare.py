@@ -5,7 +5,7 @@ measured: cosine of features, lengths, box edges, most probable classes. What ma
 by trying it: ids moved by one, boxes scaled, axes swapped, RoIs in another order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from vlbert_data import boxes as geometry
 from vlbert_data.errors import ConfigError
+from vlbert_data.importers.keys import KeyPattern
+from vlbert_data.importers.mismatch import explain_disjoint
 from vlbert_data.types import Array, ImageRois, LabelSpace
 
 MATCHES = ("iou", "id")
@@ -32,8 +34,13 @@ class FeatureSet(Protocol):
     """Images with RoIs, found by id."""
 
     name: str
+    pattern: KeyPattern
     label_space: LabelSpace | None
     feature_dim: int
+
+    def keys(self) -> Iterator[str]:
+        """Yield what the images are called, before the pattern finds ids in it."""
+        ...
 
     def image_ids(self) -> Sequence[str]:
         """Return all ids."""
@@ -76,10 +83,8 @@ def compare(a: FeatureSet, b: FeatureSet, *, match: str, num_images: int) -> Com
     ids_b = set(b.image_ids())
     shared = [image_id for image_id in a.image_ids() if image_id in ids_b]
     if not shared:
-        raise ConfigError(
-            f"{a.name} and {b.name} have no image id in common: {', '.join(list(a.image_ids())[:2])} against "
-            f"{', '.join(list(b.image_ids())[:2])}. Try --key-pattern."
-        )
+        why = explain_disjoint({a.name: a.keys, b.name: b.keys}, a.pattern)
+        raise ConfigError(f"{a.name} and {b.name} have no image id in common. {why}")
     step = max(1, -(-len(shared) // num_images))
     pairs, looked_at = Pairs(), 0
     for image_id in shared[::step]:

@@ -1,12 +1,12 @@
 """Features of either kind for a comparison: a shard folder, or a foreign file read as it stands."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vlbert_data import manifest as manifest_module
 from vlbert_data.compare import FeatureSet
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.base import Importer, RawRecord
+from vlbert_data.importers.base import FormatOptions, Importer, RawRecord
 from vlbert_data.importers.image_sizes import ImageSizes
 from vlbert_data.importers.keys import KeyPattern
 from vlbert_data.importers.labels import LabelChoice, settle_labels
@@ -24,11 +24,15 @@ class FolderSet:
     """A finished shard folder."""
 
     def __init__(self, path: Path, pattern: KeyPattern) -> None:
-        self.name = str(path)
+        self.name, self.pattern = str(path), pattern
         self._folder = ShardFolder.open(path)
         self.label_space: LabelSpace | None = self._folder.manifest.label_space
         self.feature_dim = self._folder.manifest.feature_dim
-        self._places = _by_id(self._folder.index.image_ids.to_pylist(), pattern)
+        self._places = _by_id(self.keys(), pattern)
+
+    def keys(self) -> Iterator[str]:
+        """Yield the folder's ids, before the pattern."""
+        return iter(self._folder.index.image_ids.to_pylist())
 
     def image_ids(self) -> Sequence[str]:
         """Return all ids."""
@@ -43,7 +47,7 @@ class ForeignSet:
     """A foreign input. Where it leaves open what its classes mean, they are left out."""
 
     def __init__(self, importer: Importer, name: str, pattern: KeyPattern, sizes: ImageSizes | None) -> None:
-        self.name = name
+        self.name, self.pattern = name, pattern
         self._importer, self._sizes = importer, sizes
         traits = importer.traits
         try:
@@ -52,7 +56,11 @@ class ForeignSet:
             self.label_space = None
         self.feature_dim = traits.feature_dim
         self._meaning = Meaning(traits=traits, label_space=self.label_space, label_topk=LABEL_TOPK)
-        self._places = _by_id(list(importer.keys()), pattern)
+        self._places = _by_id(self.keys(), pattern)
+
+    def keys(self) -> Iterator[str]:
+        """Yield the file's keys."""
+        return self._importer.keys()
 
     def image_ids(self) -> Sequence[str]:
         """Return all ids."""
@@ -81,10 +89,15 @@ def open_feature_set(path: Path, pattern: KeyPattern, sizes: ImageSizes | None) 
     """
     if (path / manifest_module.FILE_NAME).exists():
         return FolderSet(path, pattern)
-    return ForeignSet(open_importer([str(path)]), str(path), pattern, sizes)
+    try:
+        importer = open_importer([str(path)])
+    except ConfigError:
+        # Classes written as names have no numbers without a list of them; all else can be compared.
+        importer = open_importer([str(path)], options=FormatOptions(labels=False))
+    return ForeignSet(importer, str(path), pattern, sizes)
 
 
-def _by_id(keys: Sequence[str], pattern: KeyPattern) -> dict[str, int]:
+def _by_id(keys: Iterable[str], pattern: KeyPattern) -> dict[str, int]:
     """Return the first place of each image id; keys without one are left out."""
     places: dict[str, int] = {}
     for place, key in enumerate(keys):
