@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -17,12 +18,13 @@ import pytest
 
 from tests.foreign_files import b64, butd_row, lxmert_row, make_detections, volta_row, write_captions, write_rows
 from tests.import_world import make_import, rejects, run_import
-from vlbert_data.build.state import TooManyRejectsError
-from vlbert_data.errors import ConfigError
+from tests.limits import files_end_at
+from vlbert_data.build.state import BuildState, TooManyRejectsError
+from vlbert_data.errors import ConfigError, VlbError
 from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
 from vlbert_data.importers.meaning import CLAMPED
 from vlbert_data.importers.reading import WITHOUT_CAPTION
-from vlbert_data.importers.run import WITHOUT_IMAGE
+from vlbert_data.importers.run import WITHOUT_IMAGE, Progress
 from vlbert_data.shards.folder import ShardFolder
 
 IMAGES = [make_detections(number, num_rois=4) for number in range(1, 13)]
@@ -347,6 +349,63 @@ def test_an_import_killed_at_any_moment_ends_as_if_never_interrupted(tmp_path: P
     names = sorted(entry.name for entry in whole.path.iterdir())
     assert names == sorted(entry.name for entry in (tmp_path / "killed").iterdir())
     assert filecmp.cmpfiles(whole.path, tmp_path / "killed", names, shallow=False)[0] == names
+
+
+@pytest.mark.parametrize("num_bytes", [10, 5000], ids=["at once", "in the first shard"])
+def test_nothing_is_left_of_an_import_that_fails_before_its_first_shard(
+    tmp_path: Path, captions: Path, table: Path, num_bytes: int
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for out in (tmp_path / "new" / "out", given):
+        work = make_import(table, out, captions=captions)
+        with files_end_at(num_bytes), pytest.raises(VlbError, match="make room"):
+            work.run()
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_import_that_is_stopped_keeps_finished_shards_only(tmp_path: Path, captions: Path, table: Path) -> None:
+    out = tmp_path / "out"
+
+    def stop_at(done: int) -> None:
+        def stop(progress: Progress) -> None:
+            if progress.done_inputs >= done:
+                raise KeyboardInterrupt
+
+        work = make_import(table, out, captions=captions, shard_size=4)
+        work.on_progress = stop
+        with pytest.raises(KeyboardInterrupt):
+            work.run()
+
+    stop_at(1)
+    assert not out.exists()
+    stop_at(12)
+    assert (out / "shard-00000.lmdb").exists() and not (out / "manifest.json").exists()
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        make_import(table, out, captions=captions, shard_size=5).run()
+    assert make_import(table, out, captions=captions, shard_size=4).run().made < 3
+
+
+def test_a_lock_whose_file_was_removed_locks_out_others_all_the_same(tmp_path: Path) -> None:
+    state = BuildState(tmp_path / "out", {}, 1, "lmdb")
+    entered, leave = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with state.lock("x", wait=True):
+            entered.set()
+            leave.wait(10)
+
+    with state.lock("x"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.05)  # until the other waits; if it does not yet, less is tested
+        state.clear()
+    assert entered.wait(10)
+    with pytest.raises(VlbError, match="another process is at work"), state.lock("x"):
+        pass
+    leave.set()
+    waiting.join()
 
 
 def test_the_command_ends_with_0_1_or_2(tmp_path: Path, table: Path, captions: Path) -> None:

@@ -8,6 +8,7 @@ rejected, where that was too much. *.lock: who is at work. All of it goes when t
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,8 +100,17 @@ class BuildState:
                 asked = facts.pop(ASKED, {})
                 self._refuse_differences(facts, asked)
             else:
-                files.write_bytes(path, json.dumps({**self._identity, ASKED: self._asked}, indent=1).encode())
+                try:
+                    files.write_bytes(path, json.dumps({**self._identity, ASKED: self._asked}, indent=1).encode())
+                except OSError:
+                    self.clear()
+                    raise
         return None
+
+    def clear_unless_begun(self) -> None:
+        """Remove the state if no shard is finished: nothing is lost by beginning anew, with any settings."""
+        if next(self._state.glob("shard-*.json"), None) is None:
+            self.clear()
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
@@ -109,12 +119,15 @@ class BuildState:
         Raises:
             VlbError: another process holds it, and `wait` is False.
         """
-        with self._open_lock(name) as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise self._at_work(name) from error
-            yield
+        while True:
+            with self._open_lock(name) as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError as error:
+                    raise self._at_work(name) from error
+                if self._is_in_place(name, stream):
+                    yield
+                    return
 
     @contextlib.contextmanager
     def lock_shards(self, shards: Iterable[int]) -> Iterator[None]:
@@ -137,6 +150,13 @@ class BuildState:
         # Whoever finished the folder may have removed the state a moment ago.
         self._state.mkdir(parents=True, exist_ok=True)
         return (self._state / f"{name}.lock").open("w")
+
+    def _is_in_place(self, name: str, stream: IO[str]) -> bool:
+        """Return whether a lock's file is still the one that others open: its last holder may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(stream.fileno()), (self._state / f"{name}.lock").stat())
+        except FileNotFoundError:
+            return False
 
     def _at_work(self, name: str) -> VlbError:
         return VlbError(

@@ -116,31 +116,47 @@ class Import:
         }
 
     def run(self) -> ImportResult:
-        """Make the shards that are missing, then the manifest.
+        """Make the shards that are missing, then the manifest. If it fails before any shard is made, nothing is left.
 
         Raises:
             ConfigError: the folder holds something else.
             VlbError: another process is at work on it, the disk is full, or the like.
             TooManyRejectsError: all shards are there, but too many inputs were rejected.
         """
+        absent: list[Path] = []
         try:
+            absent += [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             return self._run()
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
+        except BaseException as error:
+            for path in absent:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # if nothing is in it
+            if isinstance(error, OSError):
+                raise disk_error(error, self.folder) from error
+            raise
 
     def _run(self) -> ImportResult:
         state = self.maker.state
         manifest = state.begin()
         made = 0
         if manifest is None:
-            with contextlib.ExitStack() as locks:
-                locks.enter_context(state.lock("import"))
-                pending = state.pending()
-                self._make(pending)
-                made = len(pending)
-                manifest = state.begin() or self._write_manifest()
+            with state.lock("import"):
+                # Who held the lock may have finished, or left nothing.
+                manifest = state.begin()
+                if manifest is None:
+                    manifest, made = self._make_all(state)
         state.clear()
         return ImportResult(manifest=manifest, made=made)
+
+    def _make_all(self, state: BuildState) -> tuple[Manifest, int]:
+        """Return the manifest of the finished folder, and how many shards were made; of a vain try nothing stays."""
+        try:
+            pending = state.pending()
+            self._make(pending)
+            return self._write_manifest(), len(pending)
+        except BaseException:
+            state.clear_unless_begun()
+            raise
 
     def _make(self, pending: list[int]) -> None:
         total, size = len(self.importer), self.config.shard_size
