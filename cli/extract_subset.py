@@ -18,7 +18,7 @@ def command(folder: Path, ids: Path | None, sample: int | None, seed: int, shard
     """Copy some images of the shard folder FOLDER into a new one, to the bit and in the same order."""
     if (ids is None) == (sample is None):
         raise click.UsageError("give either --ids FILE or --sample N.")
-    from vlbert_data.build.writer import disk_error
+    from vlbert_data.errors import VlbError
     from vlbert_data.shards.folder import ShardFolder
     from vlbert_data.subset import choose_ids, choose_sample, extract, read_ids
 
@@ -27,7 +27,8 @@ def command(folder: Path, ids: Path | None, sample: int | None, seed: int, shard
     try:
         manifest = extract(opened, chosen, out, shard_size=shard_size)
     except OSError as error:
-        raise disk_error(error, out) from error
+        where, why = error.filename or out, error.strerror or error
+        raise VlbError(f"{where}: {why}. Nothing of the subset is kept; mend this and run the same command.") from error
     console.print_facts(
         str(out),
         {

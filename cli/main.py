@@ -78,7 +78,7 @@ def vlb() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `vlb` and exit with 0, 1 or 2; a `VlbError` becomes one line on stderr."""
+    """Run `vlb` and exit with 0, 1 or 2; a `VlbError`, or what the system says of a file, is one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What stdout's encoding cannot write, such as names of files that are no text, is printed as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -97,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our stdout (such as `head`) has left: not an error, and nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # What the system says of a file, such as a folder that may not be looked into, needs no traceback.
+        if error.filename is None:
+            raise
+        click.echo(f"Error: {os.fsdecode(error.filename)}: {error.strerror}.", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 from pages_world import write_folder
+from run_vlb import Answer
 from small_text import make_text, write_vocabulary
 
 from cli.main import COMMANDS, main
@@ -156,6 +157,13 @@ def test_a_reader_that_leaves_early_is_no_error(shards: Path) -> None:
         check=True,
     )
     assert done.stderr == ""
+
+
+def test_what_the_system_says_of_a_file_is_one_line(vlb: Callable[..., Answer], tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    assert vlb("import-features", name, "--out", tmp_path / "out") == Answer(
+        1, "", f"Error: {name}: File name too long.\n"
+    )
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.2, 0.4])

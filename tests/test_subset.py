@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from limits import files_end_at
+from run_vlb import Answer
 
 from vlbert_data.errors import ConfigError, ShardError
 from vlbert_data.shards.folder import ShardFolder
@@ -54,7 +57,17 @@ def test_nothing_is_left_of_a_subset_that_failed(tmp_path: Path, whole: ShardFol
     last = whole.path / whole.manifest.shards[-1].file
     last.write_bytes(last.read_bytes()[:-4096])
     with pytest.raises(ShardError, match="Copy it again"):
-        extract(whole, choose_sample(whole, 30, 0), tmp_path / "small", shard_size=2)
+        extract(whole, choose_sample(whole, 30, 0), tmp_path / "new" / "small", shard_size=2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_of_a_subset(
+    vlb: Callable[..., Answer], tmp_path: Path, whole: ShardFolder
+) -> None:
+    with files_end_at(1000):
+        answer = vlb("extract-subset", whole.path, "--sample", 30, "--out", tmp_path / "small")
+    assert answer.code == 1
+    assert ". Nothing of the subset is kept; mend this and run the same command." in answer.err
     assert [entry.name for entry in tmp_path.iterdir()] == ["whole"]
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from vlbert_data import __version__
 from vlbert_data.errors import ConfigError
 from vlbert_data.manifest import Manifest
-from vlbert_data.shards.files import blake2b_json, sync_folder
+from vlbert_data.shards.files import blake2b_json, no_empty_folder, sync_folder
 from vlbert_data.shards.folder import ShardFolder
 from vlbert_data.shards.job import FolderFacts, write_records
 from vlbert_data.types import Array, ImageRois
@@ -87,13 +87,14 @@ def extract(folder: ShardFolder, chosen: Chosen, out: Path, *, shard_size: int) 
     )
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        manifest = write_records(temporary, _read(folder, chosen.images), facts, shard_size=shard_size)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with no_empty_folder(out.parent):
+        temporary.mkdir(parents=True)
+        try:
+            manifest = write_records(temporary, _read(folder, chosen.images), facts, shard_size=shard_size)
+            temporary.rename(out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     sync_folder(out.parent)
     return manifest
 

@@ -1,6 +1,5 @@
 """The import: features in, shards out. Promise: killed at any moment and run again, it ends as if never interrupted."""
 
-import contextlib
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from vlbert_data.importers.meaning import Meaning
 from vlbert_data.importers.mismatch import explain_mismatch
 from vlbert_data.importers.reading import Reading
 from vlbert_data.manifest import Manifest
-from vlbert_data.shards.files import encode_json
+from vlbert_data.shards.files import encode_json, no_empty_folder
 from vlbert_data.shards.job import FolderFacts, finish_folder
 from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
 from vlbert_data.types import Array
@@ -123,17 +122,11 @@ class Import:
             VlbError: another process is at work on it, the disk is full, or the like.
             TooManyRejectsError: all shards are there, but too many inputs were rejected.
         """
-        absent: list[Path] = []
         try:
-            absent += [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            return self._run()
-        except BaseException as error:
-            for path in absent:
-                with contextlib.suppress(OSError):
-                    path.rmdir()  # if nothing is in it
-            if isinstance(error, OSError):
-                raise disk_error(error, self.folder) from error
-            raise
+            with no_empty_folder(self.folder):
+                return self._run()
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
 
     def _run(self) -> ImportResult:
         state = self.maker.state

@@ -81,6 +81,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Give room for work that makes the folder `path`; if it fails, remove what it made of the path, where it is empty.
+
+    A folder that was there before stays.
+    """
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in absent:
+            with contextlib.suppress(OSError):  # something is in it, or it was never made
+                folder.rmdir()
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, all or nothing."""
     with atomic_path(path) as temporary:
