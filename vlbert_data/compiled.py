@@ -31,6 +31,14 @@ def compiled(loop: Loop) -> Loop:
     return cast(Loop, numba.njit(**OPTIONS)(loop))
 
 
+def inlined(step: Loop) -> Loop:
+    """Return a step that loops of the same module are compiled with, written out wherever they call it.
+
+    For steps of a dozen instructions that are taken for each few bytes: a call of one may take longer than the step.
+    """
+    return cast(Loop, numba.njit(inline="always", **OPTIONS)(step))
+
+
 # memmove(target, source, bytes) of the C library, addresses as integers; for use in compiled loops.
 memmove: Any = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 

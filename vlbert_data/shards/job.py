@@ -19,7 +19,7 @@ from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
 from vlbert_data.shards.files import atomic_path
 from vlbert_data.shards.folder import new_writer
 from vlbert_data.shards.lmdb import scan
-from vlbert_data.shards.schema import RecordArrays, ShardSchema, content_crc, record_arrays
+from vlbert_data.shards.schema import RecordArrays, Sealed, ShardSchema, content_crc, record_arrays
 from vlbert_data.types import Array, ImageRois, check_image_rois
 
 # Records are checked here, and summed and written by a thread: so many go to it at once, and so many times that many
@@ -36,6 +36,10 @@ class WrittenShard:
     rows: pa.Table
 
 
+# A record to be written, with its arrays, and its CRC where that is known.
+_Pending = tuple[ImageRois, RecordArrays, int | None]
+
+
 class ShardJob:
     """Writes records into shard number `shard` of `folder`; `close` gives the file its name."""
 
@@ -47,7 +51,7 @@ class ShardJob:
         self._writer = new_writer(self._path, schema, container)
         self._writing = ThreadPoolExecutor(1, f"shard-{shard}")
         self._waiting: deque[Future[list[int]]] = deque()
-        self._bundle: list[tuple[ImageRois, RecordArrays]] = []
+        self._bundle: list[_Pending] = []
         self._crcs: list[int] = []
         self._rows: dict[str, list[int | str]] = {name: [] for name in index_module.SCHEMA.names}
 
@@ -63,7 +67,18 @@ class ShardJob:
             OSError: an earlier record could not be written: the disk is full, or the like.
         """
         check_image_rois(record, label_space=self._schema.label_space, feature_dim=self._schema.feature_dim)
-        self._bundle.append((record, record_arrays(record, self._schema)))
+        self._append(record, record_arrays(record, self._schema), None)
+
+    def add_sealed(self, sealed: Sealed) -> None:
+        """Append a record that was checked and summed before, by the folder's own schema.
+
+        Raises:
+            OSError: an earlier record could not be written: the disk is full, or the like.
+        """
+        self._append(*sealed)
+
+    def _append(self, record: ImageRois, arrays: RecordArrays, crc: int | None) -> None:
+        self._bundle.append((record, arrays, crc))
         if len(self._bundle) == RECORDS_A_BUNDLE:
             self._send()
             while len(self._waiting) > BUNDLES_WAITING:
@@ -111,10 +126,10 @@ class ShardJob:
         self._waiting.append(self._writing.submit(self._write, self._bundle))
         self._bundle = []
 
-    def _write(self, bundle: Sequence[tuple[ImageRois, RecordArrays]]) -> list[int]:
+    def _write(self, bundle: Sequence[_Pending]) -> list[int]:
         """Write records and return their CRCs."""
-        crcs = [content_crc(record, arrays) for record, arrays in bundle]
-        for (record, arrays), crc in zip(bundle, crcs, strict=True):
+        crcs = [content_crc(record, arrays) if crc is None else crc for record, arrays, crc in bundle]
+        for (record, arrays, _), crc in zip(bundle, crcs, strict=True):
             self._writer.add(record, arrays, crc)
         return crcs
 

@@ -130,7 +130,7 @@ def encode(record: ImageRois, arrays: RecordArrays, schema: ShardSchema, crc: in
     """Return the value stored for a record with its content CRC; see the module's description."""
     texts = [caption.encode() for caption in record.captions]
     image_id, thumbnail = record.image_id.encode(), record.thumbnail or b""
-    offsets = np.cumsum([0, *(len(text) for text in texts)], dtype="<u4")
+    offsets = list(itertools.accumulate(map(len, texts), initial=0))
     header = HEADER.pack(
         MAGIC,
         crc,
@@ -143,14 +143,15 @@ def encode(record: ImageRois, arrays: RecordArrays, schema: ShardSchema, crc: in
         record.width_px,
         record.height_px,
         len(texts),
-        int(offsets[-1]),
+        offsets[-1],
         len(image_id),
         len(thumbnail),
     )
     parts: list[Any] = [header]
     for _, array in arrays:
-        parts += (array.data if array.size else b"", bytes(_padded(array.nbytes) - array.nbytes))
-    parts += (offsets.tobytes(), *texts, image_id, thumbnail)
+        num_bytes = array.nbytes
+        parts += (array.data if num_bytes else b"", bytes(-num_bytes % ALIGNMENT))
+    parts += (struct.pack(f"<{len(offsets)}I", *offsets), *texts, image_id, thumbnail)
     return b"".join(parts).ljust(SMALLEST_VALUE_BYTES, b"\0")
 
 

@@ -6,9 +6,10 @@ Letters: R RoIs of the image, F feature width, K classes kept, V masked views. T
 import functools
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,23 +74,22 @@ class ShardSchema:
 
     def fields(self) -> tuple[Field, ...]:
         """Return the fields that records of this schema have, in storage order."""
-        absent = (
+        return _fields(self._absent())
+
+    def shape(self, field: Field, num_rois: int) -> tuple[int, ...]:
+        """Return the shape of `field` for an image of `num_rois` RoIs."""
+        return _shape(field, (num_rois, self.feature_dim, self.label_topk, self.num_views))
+
+    def shapes(self, num_rois: int) -> Mapping[str, tuple[Field, tuple[int, ...]]]:
+        """Return each field with its shape for an image of `num_rois` RoIs, by name, in storage order."""
+        return _shapes(self._absent(), (num_rois, self.feature_dim, self.label_topk, self.num_views))
+
+    def _absent(self) -> frozenset[str]:
+        return (
             (ATTRIBUTE_FIELDS if not self.has_attributes else frozenset())
             | (SOURCE_FIELDS if not self.has_source_rows else frozenset())
             | (VIEW_FIELDS if not self.num_views else frozenset())
         )
-        return _fields(absent)
-
-    def shape(self, field: Field, num_rois: int) -> tuple[int, ...]:
-        """Return the shape of `field` for an image of `num_rois` RoIs."""
-        return tuple([self._size(letter, num_rois) for letter in field.shape])
-
-    def _size(self, letter: str, num_rois: int) -> int:
-        if letter == "R":
-            return num_rois
-        if letter == "F":
-            return self.feature_dim
-        return {"K": self.label_topk, "V": self.num_views, "4": 4}[letter]
 
     def num_bytes(self, field: Field, num_rois: Array) -> Array:
         """Return the bytes of `field` for images of `num_rois` RoIs, int64 [n] for int [n]."""
@@ -133,6 +133,20 @@ class ShardSchema:
 @functools.cache
 def _fields(absent: frozenset[str]) -> tuple[Field, ...]:
     return tuple(field for field in FIELDS if field.name not in absent)
+
+
+# R, F, K and V.
+Sizes = tuple[int, int, int, int]
+
+
+def _shape(field: Field, sizes: Sizes) -> tuple[int, ...]:
+    letters = dict(zip("RFKV4", (*sizes, 4), strict=True))
+    return tuple([letters[letter] for letter in field.shape])
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes(absent: frozenset[str], sizes: Sizes) -> Mapping[str, tuple[Field, tuple[int, ...]]]:
+    return MappingProxyType({field.name: (field, _shape(field, sizes)) for field in _fields(absent)})
 
 
 def label_space_as_json(space: LabelSpace) -> dict[str, Any]:
@@ -179,32 +193,49 @@ def record_arrays(record: ImageRois, schema: ShardSchema) -> RecordArrays:
         "view_features": None if views is None else views.features,
         "view_image_features": None if views is None else views.image_features,
     }
-    wanted = schema.fields()
-    extra = {name for name, array in found.items() if array is not None} - {field.name for field in wanted}
+    wanted = schema.shapes(record.num_rois)
+    extra = {name for name, array in found.items() if array is not None} - wanted.keys()
     if extra:
         raise ShardError(
             f"image {record.image_id}: brings {', '.join(sorted(extra))}, which this folder does not store."
         )
     arrays = []
-    for field in wanted:
-        array, shape = found[field.name], schema.shape(field, record.num_rois)
+    for name, (field, shape) in wanted.items():
+        array = found[name]
         if array is None:
-            raise ShardError(f"image {record.image_id}: lacks {field.name}, which this folder stores.")
+            raise ShardError(f"image {record.image_id}: lacks {name}, which this folder stores.")
         if array.shape != shape or array.dtype != field.dtype:
             raise ShardError(
-                f"image {record.image_id}: {field.name} is {array.dtype} {list(array.shape)}; "
+                f"image {record.image_id}: {name} is {array.dtype} {list(array.shape)}; "
                 f"this folder stores {field.dtype} {list(shape)}."
             )
         arrays.append((field, np.ascontiguousarray(array)))
     return arrays
 
 
+class Sealed(NamedTuple):
+    """A record that `types.check_image_rois` passes, with what `record_arrays` and `content_crc` give of it."""
+
+    record: ImageRois
+    arrays: RecordArrays
+    crc: int
+
+
 def content_crc(record: ImageRois, arrays: RecordArrays) -> int:
     """Return the CRC-32 of everything the record says; equal in both containers, whatever their padding."""
-    size = struct.pack("<IIIII", record.width_px, record.height_px, record.num_rois, len(record.captions), 0)
-    crc = zlib.crc32(size)
+    crc = crc_of_sizes((record.width_px, record.height_px), record.num_rois, len(record.captions))
     for _, array in arrays:
         crc = zlib.crc32(array.data if array.size else b"", crc)
+    return crc_with_texts(record, crc)
+
+
+def crc_of_sizes(size_px: tuple[int, int], num_rois: int, num_captions: int) -> int:
+    """Return the CRC that a record's content CRC begins with, and that its arrays carry on."""
+    return zlib.crc32(struct.pack("<IIIII", *size_px, num_rois, num_captions, 0))
+
+
+def crc_with_texts(record: ImageRois, crc: int) -> int:
+    """Return a record's content CRC, given what it is up to the last array."""
     for text in (*record.captions, record.image_id):
         data = text.encode()
         crc = zlib.crc32(data, zlib.crc32(struct.pack("<I", len(data)), crc))
