@@ -210,12 +210,17 @@ def check_image_rois(record: ImageRois, *, label_space: LabelSpace | None, featu
         _check_kind("masked_views.chosen", record.masked_views.chosen, np.bool_, (views, num))
         _check_array("masked_views.features", record.masked_views.features, np.float16, (views, num, dim))
         _check_array("masked_views.image_features", record.masked_views.image_features, np.float16, (views, dim))
-    _check_text(record)
+    check_text(record)
     _check_boxes(record)
     _check_labels(rois, label_space)
 
 
-def _check_text(record: ImageRois) -> None:
+def check_text(record: ImageRois) -> None:
+    """Check a record's id and captions.
+
+    Raises:
+        RecordRejectedError: there are none, or UTF-8 cannot write them.
+    """
     if not record.image_id:
         raise RecordRejectedError("bad record", "the image id is empty")
     for text in (record.image_id, *record.captions):

@@ -9,7 +9,7 @@ it into an `ImageRois`, and the import gives each range of inputs a shard.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.sources.base import SourceReject
@@ -47,6 +47,23 @@ class RawRecord:
     attribute_scores: Array | None = None
     confidence: Array | None = None
     image_feature: Array | None = None
+    captions: tuple[str, ...] = ()
+
+
+class TextRecord(NamedTuple):
+    """One image as `RawRecord` is, its arrays as text of the right lengths.
+
+    small: the text of boxes, class ids, class scores and, where the input has them, attribute ids and scores.
+    """
+
+    key: str
+    where: str
+    num_bytes: int
+    num_rois: int
+    width_px: int
+    height_px: int
+    features: bytes | memoryview
+    small: tuple[bytes | memoryview, ...]
     captions: tuple[str, ...] = ()
 
 
@@ -143,6 +160,13 @@ class Importer(Protocol):
         A record whose inner counts, lengths or types disagree is a reject here. Values are `meaning`'s to check:
         NaN, boxes outside the image, probabilities, ids outside their space. So is what depends on other inputs, such
         as a key that occurs twice.
+        """
+        ...
+
+    def read_texts(self, start: int, stop: int) -> Iterator[RawRecord | TextRecord | SourceReject]:
+        """Yield what `read` yields, but undecoded what is text whose lengths `encoded.lengths_fit`.
+
+        Such a record has the traits, as far as lengths say; whoever finds a fault in it asks `read` what it is.
         """
         ...
 

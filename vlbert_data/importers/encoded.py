@@ -2,6 +2,7 @@
 
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ import pybase64
 from vlbert_data.errors import RecordRejectedError
 from vlbert_data.types import Array
 
+Text = bytes | memoryview
 # Bytes of one number -> how it was written. Old writers on other systems give int32, numpy 2 gives float64 boxes.
 Widths = dict[int, np.dtype[Any]]
 FLOATS: Widths = {4: np.dtype("<f4"), 8: np.dtype("<f8")}
 INTEGERS: Widths = {4: np.dtype("<i4"), 8: np.dtype("<i8")}
 # More RoIs than any detector keeps; it bounds what a damaged count can ask for.
 MOST_ROIS = 10_000
+# Bytes of a RoI's numbers in the arrays of a `TextRecord`, as nearly all writers have them: boxes float32, ids int64,
+# scores float32, twice, and features float32.
+SMALL_BYTES, FEATURE_BYTES = (16, 8, 4, 8, 4), 4
+# A record with more RoIs is decoded at once: ordering undecoded ones compares each RoI with each.
+MOST_TEXT_ROIS = 512
 _DIGITS = re.compile(rb"\d{1,9}")
 
 
@@ -63,6 +70,20 @@ def decode_table(
         expected = " or ".join(str(numbers * width) for width in widths)
         raise RecordRejectedError("wrong length", f"{what}: {len(data)} bytes for {num_rows} RoIs; expected {expected}")
     return np.frombuffer(data, dtype).reshape(num_rows, num_columns)
+
+
+def lengths_fit(num_rois: int, feature_dim: int, features: Text, small: Sequence[Text]) -> bool:
+    """Return whether texts are as long as those of a `TextRecord` of so many RoIs; small: the first 3 or all 5."""
+    return (
+        1 <= num_rois <= MOST_TEXT_ROIS
+        and len(features) == _text_length(FEATURE_BYTES * num_rois * feature_dim)
+        and all(len(text) == _text_length(size * num_rois) for text, size in zip(small, SMALL_BYTES, strict=False))
+    )
+
+
+def _text_length(num_bytes: int) -> int:
+    """Return how many characters of base64 write so many bytes."""
+    return -(-num_bytes // 3) * 4
 
 
 def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> int:

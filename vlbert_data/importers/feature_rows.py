@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
+from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, TextRecord, Traits
 from vlbert_data.importers.encoded import (
     FLOATS,
     INTEGERS,
@@ -20,6 +20,7 @@ from vlbert_data.importers.encoded import (
     count_columns,
     decode_rows,
     decode_table,
+    lengths_fit,
     parse_count,
 )
 from vlbert_data.importers.row_importer import RowImporter, decode_key, most_common, split_columns, try_rows
@@ -27,6 +28,8 @@ from vlbert_data.importers.rows import Rows, index_files
 from vlbert_data.types import Array
 
 Columns = dict[str, memoryview]
+# The columns of a `TextRecord` beside its features, in its order.
+TEXTS = ("boxes", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +59,32 @@ class FeatureRows(RowImporter):
     def parse(self, rows: Rows, index: int) -> RawRecord:
         """Return the record in a row."""
         row = rows.read(index)
+        return self._decoded(split_row(row, self.layout), rows.where(index), len(row))
+
+    def parse_text(self, rows: Rows, index: int) -> RawRecord | TextRecord:
+        """Return the record in a row, its arrays as text where labels are hard and lengths the usual ones."""
+        row, where = rows.read(index), rows.where(index)
         columns = split_row(row, self.layout)
+        return self._as_text(columns, where, len(row)) or self._decoded(columns, where, len(row))
+
+    def _decoded(self, columns: Columns, where: str, num_bytes: int) -> RawRecord:
         record = parse_columns(columns, self.widths, with_attributes=self.traits.attributes != ABSENT)
-        return RawRecord(key=decode_key(columns["key"]), where=rows.where(index), num_bytes=len(row), **record)
+        return RawRecord(key=decode_key(columns["key"]), where=where, num_bytes=num_bytes, **record)
+
+    def _as_text(self, columns: Columns, where: str, num_bytes: int) -> TextRecord | None:
+        wanted = TEXTS if self.traits.attributes != ABSENT else TEXTS[:-2]
+        if "class_probs" in columns or not columns.keys() >= {*wanted, "width"}:
+            return None
+        try:
+            num_rois = parse_count(columns["num_boxes"], "num_boxes", MOST_ROIS)
+            width, height = (parse_count(columns[name], f"the image's {name}") for name in ("width", "height"))
+            key = decode_key(columns["key"])
+        except RecordRejectedError:
+            return None
+        features, small = columns["features"], tuple([columns[name] for name in wanted])
+        if not lengths_fit(num_rois, self.widths.features, features, small):
+            return None
+        return TextRecord(key, where, num_bytes, num_rois, width, height, features, small)
 
 
 def open_rows(

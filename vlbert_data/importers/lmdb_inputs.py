@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.base import RawRecord
+from vlbert_data.importers.base import RawRecord, TextRecord
 from vlbert_data.importers.lmdb_pages import LmdbIndex, LmdbRefusedError, index_lmdb, lmdb_file, looks_like_lmdb
 from vlbert_data.importers.lmdb_records import LmdbRecords
 from vlbert_data.importers.numbered import NumberedImporter, hash_files, place_in
@@ -74,12 +74,20 @@ class LmdbImporter(NumberedImporter):
 
     def load(self, number: int) -> RawRecord:
         """Return the record, decoded."""
+        return self.decode(*self._value(number))
+
+    def load_text(self, number: int) -> RawRecord | TextRecord:
+        """Return the record, its arrays as text where that is what they are."""
+        return self.decode_text(*self._value(number))
+
+    def _value(self, number: int) -> tuple[int, bytes, RecordPlace]:
+        """Return file, value and place of a record."""
         if number >= self._ends[-1]:
             raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]])
         file, row = place_in(self._ends, number)
         key, value = self.records(file).read(row, max_bytes=MAX_RECORD_BYTES)
         where = f"{self.indexes[file].path}!{text_key(key)}"
-        return self.decode(file, value, RecordPlace(key=text_key(key), where=where, num_bytes=len(value)))
+        return file, value, RecordPlace(key=text_key(key), where=where, num_bytes=len(value))
 
     @abstractmethod
     def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
@@ -88,6 +96,10 @@ class LmdbImporter(NumberedImporter):
         Raises:
             RecordRejectedError, RefusedDataError: what is wrong with it.
         """
+
+    def decode_text(self, file: int, value: bytes, place: RecordPlace) -> RawRecord | TextRecord:
+        """Return what `decode` does, or a record whose arrays are text undecoded."""
+        return self.decode(file, value, place)
 
     def records(self, file: int) -> LmdbRecords:
         """Return what reads the records of a file."""

@@ -117,12 +117,13 @@ def outcomes_of(reading: Reading, start: int, stop: int) -> Iterator[Outcome]:
 
 def _add(job: ShardJob, outcome: Outcome) -> SourceReject | None:
     """Append the image of an outcome, if it has one; return why it could not be."""
-    if outcome.image is None:
-        return None
-    try:
-        job.add(outcome.image)
-    except RecordRejectedError as error:
-        return SourceReject(number=outcome.number, where=outcome.where, reason=error.reason, detail=error.detail)
+    if outcome.sealed is not None:
+        job.add_sealed(outcome.sealed)
+    elif outcome.image is not None:
+        try:
+            job.add(outcome.image)
+        except RecordRejectedError as error:
+            return SourceReject(number=outcome.number, where=outcome.where, reason=error.reason, detail=error.detail)
     return None
 
 

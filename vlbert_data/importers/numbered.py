@@ -6,15 +6,15 @@ it comes back as a reject instead of ending the import.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, Traits
+from vlbert_data.importers.base import ABSENT, LabelConvention, RawRecord, TextRecord, Traits
 from vlbert_data.importers.lxmert import LABEL_SPACE, NUM_ATTRIBUTES, NUM_CLASSES, highest_id
 from vlbert_data.importers.plain_arrays import RefusedDataError
 from vlbert_data.importers.row_importer import most_common
@@ -25,6 +25,7 @@ from vlbert_data.types import Array
 ATTRIBUTE_SPACE = "vg400-butd"
 # Inputs looked at for what holds of all: a few, because the first may be damaged.
 PROBED_INPUTS = 16
+Found = TypeVar("Found")
 
 
 class NumberedImporter(ABC):
@@ -84,11 +85,27 @@ class NumberedImporter(ABC):
             "files": [facts.as_json() for facts in self._file_facts],
         }
 
+    def load_text(self, number: int) -> RawRecord | TextRecord:
+        """Return what `load` does, or a record whose arrays are text undecoded, which has the traits."""
+        return self.load(number)
+
     def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
         """See `Importer`."""
+        return self._read(lambda number: with_traits(self.load(number), self.traits), start, stop)
+
+    def read_texts(self, start: int, stop: int) -> Iterator[RawRecord | TextRecord | SourceReject]:
+        """See `Importer`."""
+
+        def load(number: int) -> RawRecord | TextRecord:
+            found = self.load_text(number)
+            return found if isinstance(found, TextRecord) else with_traits(found, self.traits)
+
+        return self._read(load, start, stop)
+
+    def _read(self, load: Callable[[int], Found], start: int, stop: int) -> Iterator[Found | SourceReject]:
         for number in range(start, stop):
             try:
-                yield with_traits(self.load(number), self.traits)
+                yield load(number)
             except RecordRejectedError as error:
                 yield self.reject(number, error.reason, error.detail)
             except RefusedDataError as error:

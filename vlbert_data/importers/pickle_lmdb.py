@@ -12,12 +12,13 @@ facebookresearch/mmf tools/scripts/features.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vlbert_data.errors import RecordRejectedError
-from vlbert_data.importers.base import FormatOptions, RawRecord
+from vlbert_data.importers.base import FormatOptions, RawRecord, TextRecord
 from vlbert_data.importers.lmdb_inputs import MAX_RECORD_BYTES, LmdbImporter, is_numbering, sniff_values
 from vlbert_data.importers.mmf_records import is_mmf, mmf_record
-from vlbert_data.importers.record_dict import RecordPlace, record_of
+from vlbert_data.importers.record_dict import RecordPlace, record_of, text_record_of
 from vlbert_data.importers.safe_pickle import PickleLimits, loads_plain
 
 NAME = "pickle-lmdb"
@@ -51,7 +52,21 @@ class PickleLmdb(LmdbImporter):
 
     def decode(self, file: int, value: bytes, place: RecordPlace) -> RawRecord:
         """Return the record in a pickled dict."""
-        fields = loads_plain(value, what=place.where, limits=LIMITS, views=True)
-        if not isinstance(fields, Mapping):
-            raise RecordRejectedError("bad record", f"a {type(fields).__name__}; expected a dict of named values")
-        return mmf_record(fields, place) if is_mmf(fields) else record_of(fields, place)
+        return _record(_fields(value, place), place)
+
+    def decode_text(self, file: int, value: bytes, place: RecordPlace) -> RawRecord | TextRecord:
+        """Return the record in a pickled dict, its arrays as text where that is what they are."""
+        fields = _fields(value, place)
+        text = None if is_mmf(fields) else text_record_of(fields, place, self.traits)
+        return _record(fields, place) if text is None else text
+
+
+def _fields(value: bytes, place: RecordPlace) -> Mapping[Any, Any]:
+    fields = loads_plain(value, what=place.where, limits=LIMITS, views=True)
+    if not isinstance(fields, Mapping):
+        raise RecordRejectedError("bad record", f"a {type(fields).__name__}; expected a dict of named values")
+    return fields
+
+
+def _record(fields: Mapping[Any, Any], place: RecordPlace) -> RawRecord:
+    return mmf_record(fields, place) if is_mmf(fields) else record_of(fields, place)

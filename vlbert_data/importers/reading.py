@@ -3,35 +3,50 @@
 So any range of inputs can be imported alone, again, or in another process.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vlbert_data.errors import RecordRejectedError
-from vlbert_data.importers.base import Importer, RawRecord
+from vlbert_data.importers.base import Importer, RawRecord, TextRecord
 from vlbert_data.importers.captions import CaptionFile
 from vlbert_data.importers.image_sizes import ImageSizes
 from vlbert_data.importers.keys import KeyPattern, Repeats
 from vlbert_data.importers.meaning import Meaning
+from vlbert_data.importers.texts import BUNDLE_BYTES, BUNDLE_RECORDS, Named, TextBundle, takes_texts
+from vlbert_data.shards.schema import Sealed
 from vlbert_data.sources.base import SourceReject
 from vlbert_data.types import ImageRois, is_unicode
 
 WITHOUT_CAPTION = "images without caption"
+# Bundles of text that are converted, or wait for it, while the next one is read.
+BUNDLES_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of input `number`: an image, a reject, or neither where it was left out; `counts` says what and why.
 
-    num_bytes: how much was read for it.
+    num_bytes: how much was read for it. sealed: the image, where it is checked and summed already.
     """
 
     number: int
     where: str
     num_bytes: int = 0
     image: ImageRois | None = None
+    sealed: Sealed | None = None
     reject: SourceReject | None = None
     counts: Counter[str] = field(default_factory=Counter)
+
+
+class _Begun(NamedTuple):
+    """A record of text on its way, and what its image is called."""
+
+    number: int
+    record: TextRecord
+    name: Named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +62,68 @@ class Reading:
 
     def outcomes(self, start: int, stop: int) -> Iterator[Outcome]:
         """Yield what comes of inputs `start` to `stop` - 1, in order, one for each."""
+        if takes_texts(self.meaning):
+            yield from self._outcomes_of_texts(start, stop)
+            return
         for number, raw in enumerate(self.importer.read(start, stop), start=start):
             yield self._outcome(number, raw, self._holds_its_id)
+
+    def _outcomes_of_texts(self, start: int, stop: int) -> Iterator[Outcome]:
+        """Yield the same where records may be text: a thread converts a bundle of them while the next one is read."""
+        waiting = deque[tuple[list[Outcome | _Begun], TextBundle, Future[None]]]()
+        with ThreadPoolExecutor(1, "texts") as pool:
+            for entries in self._begun(start, stop):
+                begun = [entry for entry in entries if isinstance(entry, _Begun)]
+                bundle = TextBundle(self.meaning, [entry.record for entry in begun], [entry.name for entry in begun])
+                waiting.append((entries, bundle, pool.submit(bundle.run)))
+                if len(waiting) > BUNDLES_AHEAD:
+                    yield from self._ended(*waiting.popleft())
+            for ended in waiting:
+                yield from self._ended(*ended)
+
+    def _begun(self, start: int, stop: int) -> Iterator[list["Outcome | _Begun"]]:
+        """Yield inputs in bundles: text to be converted together, and what came of the others."""
+        entries: list[Outcome | _Begun] = []
+        num_bytes = 0
+        for number, raw in enumerate(self.importer.read_texts(start, stop), start=start):
+            entry = self._begin(number, raw)
+            entries.append(entry)
+            num_bytes += entry.record.num_bytes if isinstance(entry, _Begun) else 0
+            if len(entries) == BUNDLE_RECORDS or num_bytes >= BUNDLE_BYTES:
+                yield entries
+                entries, num_bytes = [], 0
+        if entries:
+            yield entries
+
+    def _begin(self, number: int, raw: RawRecord | TextRecord | SourceReject) -> "Outcome | _Begun":
+        """Return a record of text with its id, captions and size, or what came of any other."""
+        if not isinstance(raw, TextRecord):
+            return self._outcome(number, raw, self._holds_its_id)
+        try:
+            image_id = self.pattern.image_id(raw.key)
+            captions, size_px = self._captions(raw, image_id), self._size(raw, image_id)
+        except RecordRejectedError:
+            return self._step_by_step(number)
+        if not captions or any(True for _ in self.repeats.before(number)):
+            return self._step_by_step(number)
+        return _Begun(number, raw, Named(image_id, captions, size_px))
+
+    def _ended(self, entries: list["Outcome | _Begun"], bundle: TextBundle, running: Future[None]) -> Iterator[Outcome]:
+        """Yield what came of a bundle, when it is converted."""
+        running.result()
+        records = iter(bundle.sealed())
+        for entry in entries:
+            if isinstance(entry, Outcome):
+                yield entry
+            elif (sealed := next(records)) is None:
+                yield self._step_by_step(entry.number)
+            else:
+                where, num_bytes = entry.record.where, entry.record.num_bytes
+                yield Outcome(number=entry.number, where=where, num_bytes=num_bytes, image=sealed.record, sealed=sealed)
+
+    def _step_by_step(self, number: int) -> Outcome:
+        """Return what comes of an input that is not converted with others: the word that counts in all doubt."""
+        return self._outcome(number, next(self.importer.read(number, number + 1)), self._holds_its_id)
 
     def _outcome(self, number: int, raw: RawRecord | SourceReject, holds_its_id: Callable[[int], bool]) -> Outcome:
         if isinstance(raw, SourceReject):
@@ -76,7 +151,7 @@ class Reading:
                 return False
         return True
 
-    def _captions(self, raw: RawRecord, image_id: str) -> tuple[str, ...]:
+    def _captions(self, raw: RawRecord | TextRecord, image_id: str) -> tuple[str, ...]:
         """Return the captions of the caption file where there is one, else those that the format has itself."""
         if self.captions is not None:
             return self.captions.of(image_id)
@@ -85,7 +160,7 @@ class Reading:
             raise RecordRejectedError("bad caption", "half of a surrogate pair, which UTF-8 cannot write")
         return captions
 
-    def _size(self, raw: RawRecord, image_id: str) -> tuple[int, int]:
+    def _size(self, raw: RawRecord | TextRecord, image_id: str) -> tuple[int, int]:
         """Return (width, height) in pixels: the size file's word goes before the format's."""
         stated = None if self.sizes is None else self.sizes.of(image_id) or self.sizes.of(raw.key)
         if stated is not None:

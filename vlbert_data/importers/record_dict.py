@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
-from vlbert_data.importers.base import RawRecord
-from vlbert_data.importers.encoded import FLOATS, INTEGERS, MOST_ROIS, decode_rows, decode_table
+from vlbert_data.importers.base import ABSENT, RawRecord, TextRecord, Traits
+from vlbert_data.importers.encoded import FLOATS, INTEGERS, MOST_ROIS, decode_rows, decode_table, lengths_fit
 from vlbert_data.importers.lxmert import NUM_ATTRIBUTES, NUM_CLASSES
 from vlbert_data.types import Array
 
@@ -32,6 +32,8 @@ NAMES = {
     "attribute_scores": ("attrs_conf", "attr_conf"),
     "attribute_probs": ("attr_scores", "attrs"),
 }
+# The arrays of a `TextRecord` beside its features, in its order.
+TEXTS = ("boxes", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 # What VinVL's extractor appends to its 2048 features: normalised corners, width and height of the box.
 VINVL_DIM, GEOMETRY_DIM = 2054, 6
 MAX_SIDE_PX = 2**31
@@ -82,6 +84,31 @@ def record_of(fields: Mapping[Any, Any], place: RecordPlace, *, count_holds: boo
         attribute_ids=attribute_ids,
         attribute_scores=attribute_scores,
     )
+
+
+def text_record_of(fields: Mapping[Any, Any], place: RecordPlace, traits: Traits) -> TextRecord | None:
+    """Return the record that `record_of` would decode, its text as it is; None where that is not all there is to do.
+
+    That is: where arrays are not all text of the usual lengths, labels are soft or missing, or anything is wrong.
+    """
+    try:
+        named = _by_meaning(fields)
+        num_rois = whole_number(named.get("count"), "number of boxes", 0, MOST_ROIS)
+        width, height = _side(named, "width"), _side(named, "height")
+    except RecordRejectedError:
+        return None
+    wanted = TEXTS if traits.attributes != ABSENT else TEXTS[:-2]
+    small = tuple([named.get(meaning, "") for meaning in wanted])
+    features = named["features"]
+    if (
+        width is None
+        or height is None
+        or not all(isinstance(text, bytes | memoryview) for text in (features, *small))
+        or any(meaning in named for meaning in (*TEXTS[len(wanted) :], "class_probs", "attribute_probs"))
+        or not lengths_fit(num_rois, traits.feature_dim, features, small)
+    ):
+        return None
+    return TextRecord(place.key, place.where, place.num_bytes, num_rois, width, height, features, small)
 
 
 def _by_meaning(fields: Mapping[Any, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from vlbert_data.errors import ConfigError, RecordRejectedError
-from vlbert_data.importers.base import RawRecord, Traits
+from vlbert_data.importers.base import RawRecord, TextRecord, Traits
 from vlbert_data.importers.rows import Rows
 from vlbert_data.shards.files import blake2b_json
 from vlbert_data.sources.base import SourceReject
@@ -38,11 +38,26 @@ class RowImporter:
 
     def read(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
         """Yield rows `start` to `stop` - 1."""
+        return self._read(self.parse, start, stop)
+
+    def read_texts(self, start: int, stop: int) -> Iterator[RawRecord | TextRecord | SourceReject]:
+        """See `Importer`."""
+        return self._read(self.parse_text, start, stop)
+
+    def _read(self, parse: Callable[[Rows, int], Found], start: int, stop: int) -> Iterator[Found | SourceReject]:
         for number, rows, index in numbered(self.files, start, stop):
             try:
-                yield self.parse(rows, index)
+                yield parse(rows, index)
             except RecordRejectedError as error:
                 yield SourceReject(number=number, where=rows.where(index), reason=error.reason, detail=error.detail)
+
+    def parse_text(self, rows: Rows, index: int) -> RawRecord | TextRecord:
+        """Return what `parse` does, or a record whose arrays are text undecoded.
+
+        Raises:
+            RecordRejectedError: as `parse` does.
+        """
+        return self.parse(rows, index)
 
     def parse(self, rows: Rows, index: int) -> RawRecord:
         """Return the record in row `index` of one of the files.

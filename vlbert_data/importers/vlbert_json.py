@@ -106,6 +106,10 @@ class VlbertJson:
                 where = self.listing.where(number)
                 yield SourceReject(number=number, where=where, reason=error.reason, detail=error.detail)
 
+    def read_texts(self, start: int, stop: int) -> Iterator[RawRecord | SourceReject]:
+        """Yield files `start` to `stop` - 1, decoded."""
+        return self.read(start, stop)
+
     def facts(self) -> dict[str, Any]:
         """Return format, count and files."""
         return {"format": NAME, "count": len(self), **self.listing.facts()}
