@@ -2,6 +2,7 @@
 
 import base64
 import filecmp
+import gzip
 import json
 import os
 import re
@@ -21,10 +22,11 @@ from tests.import_world import make_import, rejects, run_import
 from tests.limits import files_end_at
 from vlbert_data.build.state import BuildState, TooManyRejectsError
 from vlbert_data.errors import ConfigError, VlbError
+from vlbert_data.importers.captions import open_captions
 from vlbert_data.importers.keys import KeyPattern, Repeats, hash_keys
 from vlbert_data.importers.meaning import CLAMPED
 from vlbert_data.importers.reading import WITHOUT_CAPTION
-from vlbert_data.importers.run import WITHOUT_IMAGE, Progress
+from vlbert_data.importers.run import NO_CAPTION, WITHOUT_IMAGE, Progress
 from vlbert_data.shards.folder import ShardFolder
 
 IMAGES = [make_detections(number, num_rois=4) for number in range(1, 13)]
@@ -222,6 +224,44 @@ def test_captions_of_images_in_folders_are_not_taken_for_each_others(tmp_path: P
         ("ambiguous caption", f"{key!r}: {captions} has 2 folders with an image of this name: cat, dog")
         for key in ("1", "4")
     ]
+
+
+def test_a_coco_file_with_odd_entries_loses_these_alone_and_counts_them(tmp_path: Path, table: Path) -> None:
+    captions = write_captions(tmp_path / "captions.json", IMAGES[:2])
+    document = json.loads(captions.read_text())
+    first = document["annotations"][0]
+    odd = [5, None, {"caption": "of none"}, {"image_id": [1], "caption": "a"}]
+    odd += [{**first, "caption": text} for text in (None, " ", ["a"], "\ud800")]
+    document["annotations"] += odd
+    document["images"] += [7, {"id": [1], "file_name": "x.jpg"}]
+    captions.write_text(json.dumps(document))
+    folder = run_import(table, tmp_path / "out", captions=captions)
+    assert len(folder) == 2
+    assert folder.captions(0)[0] == first["caption"] and len(folder.captions(0)) == len(folder.captions(1))
+    assert folder.manifest.left_out == {WITHOUT_CAPTION: 10, NO_CAPTION: len(odd)}
+    document["images"] = {"a": 1}
+    captions.write_text(json.dumps(document))
+    again = run_import(table, tmp_path / "again", captions=captions, key_pattern=r"_0*(\d+)$")
+    assert again.captions(0) == folder.captions(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (gzip.compress(b"x\ta caption\n"), "compressed with gzip; --captions takes a file of text. Unpack it first."),
+        (
+            "x\ta caption\n".encode("utf-16"),
+            "text in UTF-16; --captions takes UTF-8. Convert it, as with iconv -t utf8.",
+        ),
+        (b"x a caption\n\n[]\n", "none of 2 lines or annotations holds a caption of an image."),
+        (b"", "none of 0 lines or annotations holds a caption of an image."),
+    ],
+)
+def test_a_file_that_holds_no_captions_is_told_what_it_is(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "captions"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{path}: {complaint}"):
+        open_captions(path)
 
 
 def test_the_number_of_an_annotation_is_no_image(tmp_path: Path, table: Path) -> None:

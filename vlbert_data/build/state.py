@@ -29,6 +29,7 @@ from vlbert_data.shards.job import WrittenShard
 
 STATE_FOLDER = ".build"
 ASKED = "asked"
+PARTS_ADVICE = ", or let each process of vlb build-shards build its own --part i/n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +114,10 @@ class BuildState:
             self.clear()
 
     @contextlib.contextmanager
-    def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = False, advice: str = PARTS_ADVICE) -> Iterator[None]:
         """Hold the lock `name` of this folder; the system frees it when the process ends, however it ends.
+
+        advice: what else but waiting there is to do for whoever finds it held.
 
         Raises:
             VlbError: another process holds it, and `wait` is False.
@@ -124,7 +127,7 @@ class BuildState:
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError as error:
-                    raise self._at_work(name) from error
+                    raise self._at_work(name, advice) from error
                 if self._is_in_place(name, stream):
                     yield
                     return
@@ -158,11 +161,8 @@ class BuildState:
         except FileNotFoundError:
             return False
 
-    def _at_work(self, name: str) -> VlbError:
-        return VlbError(
-            f"{self.folder}: another process is at work on {name} of this folder. Wait for it, or let each process of "
-            "vlb build-shards build its own --part i/n."
-        )
+    def _at_work(self, name: str, advice: str = PARTS_ADVICE) -> VlbError:
+        return VlbError(f"{self.folder}: another process is at work on {name} of this folder. Wait for it{advice}.")
 
     def is_done(self, shard: int) -> bool:
         """Return whether shard number `shard` is finished and its file in place."""

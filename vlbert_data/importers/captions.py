@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class CaptionFile:
 
     alias_hashes: uint64 [a], rising; alias_entries: int32 [a], the entry that goes by each. places: int64 [e + 1],
     where entries begin in the file, or in `held` if that is not empty. counts: int32 [e], captions of each entry.
-    kind: how an entry is written. unusable: lines that hold no caption of an image.
+    kind: how an entry is written. unusable: lines, or annotations of COCO, that hold no caption of an image.
     """
 
     file: PlacedFile
@@ -114,16 +114,19 @@ def open_captions(path: Path) -> CaptionFile:
     require_file(path, "--captions")
     document = read_document(path)
     if document is not None:
-        held = list(_coco_entries(path, document))
+        held, unusable = _coco_entries(path, document)
         places = np.cumsum([0, *map(len, held)])
-        return _collect(path, "jsonl", zip(places.tolist(), held, strict=False), b"".join(held))
-    return _collect(path, _kind_of(path), lines_of(path), b"")
+        return _collect(path, "jsonl", zip(places.tolist(), held, strict=False), b"".join(held), unusable)
+    return _collect(path, _kind_of(path), lines_of(path))
 
 
-def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: bytes) -> CaptionFile:
+def _collect(
+    path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: bytes = b"", unusable: int = 0
+) -> CaptionFile:
+    """Return the captions in these lines; unusable: how many were none before."""
     # Plain lists of so many numbers would take five times the memory.
     hashes, entries, places, counts = array("Q"), array("i"), array("q"), array("i")
-    unusable = end = 0
+    end = 0
     for place, text in lines:
         entry = PARSERS[kind](text)
         end = place + len(text)
@@ -137,8 +140,8 @@ def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: by
         counts.append(len(entry[1]))
     if not places:
         raise ConfigError(
-            f"{path}: no line holds a caption of an image ({unusable} lines). Expected COCO captions JSON; JSONL with "
-            "image_id and caption; or a table: image TAB caption, or caption TAB url."
+            f"{path}: none of {unusable} lines or annotations holds a caption of an image. Expected COCO JSON; "
+            "JSONL with image_id and caption; or a table: image TAB caption, or caption TAB url."
         )
     places.append(end)
     order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
@@ -155,8 +158,8 @@ def _collect(path: Path, kind: str, lines: Iterable[tuple[int, bytes]], held: by
     )
 
 
-def _coco_entries(path: Path, document: dict[str, Any]) -> Iterator[bytes]:
-    """Yield for each image of a COCO captions file a line of JSON: its names and its captions.
+def _coco_entries(path: Path, document: dict[str, Any]) -> tuple[list[bytes], int]:
+    """Return for each image of a COCO captions file a line of JSON, its names and its captions; and how many are none.
 
     Raises:
         ConfigError: no list of annotations with captions.
@@ -164,14 +167,20 @@ def _coco_entries(path: Path, document: dict[str, Any]) -> Iterator[bytes]:
     annotations = document.get("annotations")
     if not isinstance(annotations, list):
         raise ConfigError(f"{path}: a JSON file without a list `annotations`; COCO captions have one.")
-    captions: dict[Any, list[Any]] = {}
+    captions: dict[int | str, list[str]] = {}
     for annotation in annotations:
-        if isinstance(annotation, dict) and isinstance(annotation.get("image_id"), (int, str)):
-            captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
-    images = document.get("images") if isinstance(document.get("images"), list) else []
-    names = {image.get("id"): image.get("file_name") for image in images or [] if isinstance(image, dict)}
-    for image_id, texts in captions.items():
-        yield json.dumps({"id": image_id, "file_name": names.get(image_id), "captions": texts}).encode()
+        fields = annotation if isinstance(annotation, dict) else {}
+        image_id, caption = fields.get("image_id"), fields.get("caption")
+        if isinstance(image_id, (int, str)) and isinstance(caption, str) and caption.strip() and is_unicode(caption):
+            captions.setdefault(image_id, []).append(caption)
+    images = document.get("images")
+    listed = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    names = {image["id"]: image.get("file_name") for image in listed if isinstance(image.get("id"), (int, str))}
+    lines = [
+        json.dumps({"id": image_id, "file_name": names.get(image_id), "captions": texts}).encode()
+        for image_id, texts in captions.items()
+    ]
+    return lines, len(annotations) - sum(map(len, captions.values()))
 
 
 def _kind_of(path: Path) -> str:

@@ -29,6 +29,7 @@ from vlbert_data.shards.schema import FORMAT_VERSION, label_space_as_json
 from vlbert_data.types import Array
 
 WITHOUT_IMAGE = "captions without image"
+NO_CAPTION = "lines of --captions that hold no caption"
 # What of a `BuildConfig` an import has.
 SETTINGS = ("container", "shard_size", "label_topk")
 
@@ -133,7 +134,7 @@ class Import:
         manifest = state.begin()
         made = 0
         if manifest is None:
-            with state.lock("import"):
+            with state.lock("import", advice=""):
                 # Who held the lock may have finished, or left nothing.
                 manifest = state.begin()
                 if manifest is None:
@@ -172,6 +173,7 @@ class Import:
         left_out = sum((Counter(dict(outcome.left_out)) for outcome in outcomes), Counter[str]())
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
+            left_out[NO_CAPTION] = self.beside.captions.unusable
         advice = "mend the input and import it into another folder"
         rejects = state.check_rejects(self.config, outcomes, len(self.importer), advice=advice)
         traits = self.importer.traits

@@ -12,17 +12,23 @@ from typing import Any
 
 from vlbert_data.errors import ConfigError
 from vlbert_data.nearby import where_it_ends
-from vlbert_data.sources.files import UTF8_BOM, unreadable
+from vlbert_data.sources.files import UTF8_BOM, compression_of, read_start, unreadable
 
 ID_FIELDS = ("image_id", "img_id", "id", "file_name", "image", "img")
 LONGEST_LINE_BYTES = 16 << 20
+UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _ENDING = re.compile(r"\.(jpe?g|png|gif|webp|bmp|npz|npy|json)$", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"#\d+$")
 
 
 def require_file(path: Path, option: str) -> None:
-    """Raise a ConfigError unless `path`, given as `option`, is a file; nothing in it is read."""
+    """Raise a ConfigError unless `path`, given as `option`, is a file of text; of this its first bytes are read."""
     if path.is_file():
+        start = read_start(path, len(UTF8_BOM))
+        if start.startswith(UTF16_BOMS):
+            raise ConfigError(f"{path}: text in UTF-16; {option} takes UTF-8. Convert it, as with iconv -t utf8.")
+        if (compression := compression_of(start)) is not None:
+            raise ConfigError(f"{path}: compressed with {compression}; {option} takes a file of text. Unpack it first.")
         return
     takes = f"{option} takes a file of COCO JSON, JSONL or a table with tabs"
     if path.is_dir():
