@@ -95,6 +95,15 @@ def test_each_changed_cut_or_doubled_byte_is_judged_as_by_the_machine(protocol: 
             assert found is None or (found == by_the_machine(case)), (place, case)
 
 
+@pytest.mark.parametrize("repeated", [b"\x94", b"\x95" + bytes(8)], ids=["kept", "framed"])
+def test_a_value_kept_or_framed_time_and_again_is_left_to_the_machine_and_its_limits(repeated: bytes) -> None:
+    data = pickle.dumps({"a": b"b"}, 4).replace(b"b\x94", b"b" + repeated * 2000)
+    assert read_flat(data) is None
+    assert loads_plain(data, what="a pickle") == {"a": b"b"}
+    with pytest.raises(PickleRefusedError, match="more than 1500 steps"):
+        loads_plain(data, what="a pickle", limits=PickleLimits(max_steps=1500))
+
+
 def test_tight_limits_hold() -> None:
     data = pickle.dumps(RECORD)
     with pytest.raises(PickleRefusedError, match="steps"):

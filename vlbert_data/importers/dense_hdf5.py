@@ -177,10 +177,10 @@ def stated_size(boxes: Array, shares: Array) -> tuple[int, int] | None:
 
 
 def find_map(path: Path) -> Path:
-    """Return the file that maps ids to rows.
+    """Return the file that maps ids to rows: of several the one named after the data, and JSON before a pickle.
 
     Raises:
-        ConfigError: there is none, or there are several.
+        ConfigError: there is none.
     """
     wanted = [path.with_name(f"{path.stem}_{ending}") for ending in MAP_ENDINGS]
     wanted += [path.with_name(ending) for ending in MAP_ENDINGS]

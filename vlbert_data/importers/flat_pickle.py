@@ -33,11 +33,11 @@ def read_flat(data: bytes, *, views: bool = False) -> dict[str, Any] | None:
     try:
         if data[0] != PROTOCOL or data[1] > LAST_PROTOCOL:
             return None
-        start = _past_frames(data, 2)
+        start = _past_frame(data, 2)
         mark = _past_memo(data, start + 1)
         if data[start] != EMPTY_DICT or data[mark] != MARK:
             return None
-        return _fields(data, _past_frames(data, mark + 1), LONG_BYTES if views else len(data))
+        return _fields(data, _past_frame(data, mark + 1), LONG_BYTES if views else len(data))
     except (IndexError, UnicodeError):
         return None
 
@@ -79,15 +79,16 @@ def _fields(data: bytes, at: int, viewed: int) -> dict[str, Any] | None:
     return fields if data[at] == SET_ITEMS and data[end] == STOP and end + 1 == len(data) else None
 
 
-def _past_frames(data: bytes, at: int) -> int:
-    """Return the place of the first opcode from `at` on that announces no frame."""
-    while data[at] == FRAME:
-        at += FRAME_BYTES
-    return at
+def _past_frame(data: bytes, at: int) -> int:
+    """Return the place of the opcode at `at`, or behind it where it announces a frame."""
+    return at + FRAME_BYTES if data[at] == FRAME else at
 
 
 def _past_memo(data: bytes, at: int) -> int:
-    """Return the place of the first opcode from `at` on, behind a value, that neither keeps it nor is a frame."""
-    while size := FRAME_BYTES if data[at] == FRAME else MEMO_BYTES.get(data[at]):
-        at += size
-    return at
+    """Return the place behind the opcode at `at` that keeps a value, if it does, and behind a frame before and after.
+
+    So steps are bounded by the number of fields; a pickle that keeps a value twice is not of the plainest kind.
+    """
+    at = _past_frame(data, at)
+    at += MEMO_BYTES.get(data[at], 0)
+    return _past_frame(data, at)

@@ -10,7 +10,7 @@ from vlbert_data.errors import VlbError
 from vlbert_data.types import Array
 
 # Kinds whose items are numbers, truth values or fixed-width strings; never object, void, or dates with metadata.
-DTYPE_CODE = re.compile(r"[?]|[bu]1|[iu][1248]|i[1248]|f[248]|[SU][1-9][0-9]{0,5}")
+DTYPE_CODE = re.compile(r"[?]|b1|[iu][1248]|f[248]|[SU][1-9][0-9]{0,5}")
 MAX_SIDE = 2**40
 MAX_DIMENSIONS = 32
 LAST_CHARACTER = 0x10FFFF

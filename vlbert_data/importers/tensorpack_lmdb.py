@@ -151,10 +151,11 @@ def _gaps(records: LmdbRecords, count: int) -> list[str]:
     tensorpack's writer loses up to a commit's records when its map is full and it has to begin again.
     """
     numbers = (int(key) for key in records.keys(0, count) if KEY.fullmatch(key))
-    gaps = [
+    gaps = (
         f"records {before + 1} to {after - 1} are missing: lost when the file was written"
         for before, after in itertools.pairwise(itertools.chain([-1], numbers))
         if after > before + 1
-    ]
+    )
+    found = list(itertools.islice(gaps, MAX_GAPS_TOLD))
     records.close()
-    return gaps[:MAX_GAPS_TOLD]
+    return found
