@@ -20,12 +20,12 @@ from tests.binary_cases import (
 from tests.foreign_files import make_detections, write_vlbert
 from tests.foreign_writers import DIM, Image
 from tests.msgpack_writer import packb
-from vlbert_data.errors import VlbError
+from vlbert_data.errors import ConfigError, VlbError
 from vlbert_data.importers import loose_files
 from vlbert_data.importers.base import Importer, RawRecord
 from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.meaning import Meaning
-from vlbert_data.importers.open import FORMATS, load_format, open_importer
+from vlbert_data.importers.open import FORMATS, OF_FOLDERS, load_format, open_importer
 from vlbert_data.types import check_image_rois
 
 
@@ -226,3 +226,23 @@ def test_a_wrong_format_by_the_users_word_is_refused_in_words(tmp_path: Path, na
     path = CASES[wrong].write(tmp_path, IMAGES)
     with pytest.raises(VlbError):
         open_importer([str(path)], format_name=name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_folder_of_other_files_is_refused_in_words_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a photo")
+    known = "a folder of a.jpg; nothing of the format" if name not in OF_FOLDERS else tmp_path.name
+    if name == "lxmert-arrow":
+        known = "no file that ends in .arrow"
+    with pytest.raises(VlbError, match=known):
+        open_importer([str(tmp_path)], format_name=name)
+
+
+def test_the_users_word_opens_a_database_of_which_the_first_records_are_damaged(tmp_path: Path) -> None:
+    records = {b"A%02d" % number: b"no record" for number in range(10)}
+    records |= {image.key.encode(): pickle.dumps(write.vilbert_fields(image)) for image in IMAGES}
+    path = write.write_lmdb(tmp_path / "x", records)
+    with pytest.raises(ConfigError, match="no format of features that is known"):
+        open_importer([str(path)])
+    found = list(open_importer([str(path)], format_name="pickle-lmdb").read(0, 14))
+    assert [isinstance(outcome, RawRecord) for outcome in found] == [False] * 10 + [True] * 4

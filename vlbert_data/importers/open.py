@@ -29,6 +29,13 @@ FORMATS = {
     "vlp-hdf5": ("vlbert_data.importers.vlp_hdf5", "a folder of VLP's HDF5 files"),
     "lxmert-arrow": ("vlbert_data.importers.lxmert_arrow", "Hugging Face's LXMERT features in Arrow"),
 }
+# Those whose input is a folder, or may be one: a database, or a file an image.
+OF_FOLDERS = frozenset(
+    {
+        *("vl-bert", "uniter-lmdb", "uniter-npz", "pickle-lmdb", "tensorpack-lmdb"),
+        *("mmf-npy", "milvlg-npz", "vlp-hdf5", "lxmert-arrow"),
+    }
+)
 SHOWN_BYTES = 60
 LISTED_FILES = 8
 
@@ -75,9 +82,10 @@ def _recognise(path: Path, names: Sequence[str]) -> tuple[str, list[Path]]:
         raise ConfigError(f"{path}: could be {listed}. Name one with --format.")
     if seen:
         return next(iter(seen)), [path]
-    if len(names) == 1 and not path.is_dir():
+    named = names[0] if len(names) == 1 else None
+    if named is not None and not path.is_dir():
         # The user's word: opening says what does not fit.
-        return names[0], [path]
+        return named, [path]
     if not path.is_dir():
         raise ConfigError(f"{path}: {_what_it_is(path)}, no format of features that is known. {_known()}")
     inside: dict[str, list[Path]] = {}
@@ -87,12 +95,15 @@ def _recognise(path: Path, names: Sequence[str]) -> tuple[str, list[Path]]:
             inside.setdefault(name, []).append(file)
     if len(inside) == 1:
         return next(iter(inside.items()))
+    if named in OF_FOLDERS:
+        return named, [path]
     if inside:
         listed = "; ".join(f"{name}: {len(members)} files, such as {members[0]}" for name, members in inside.items())
         raise ConfigError(f"{path}: holds files of several formats ({listed}). Name one with --format.")
     listed = ", ".join(entry.name for entry in files[:LISTED_FILES]) or "no file"
     more = f" and {len(files) - LISTED_FILES} more" if len(files) > LISTED_FILES else ""
-    raise ConfigError(f"{path}: a folder of {listed}{more}; no format of features that is known. {_known()}")
+    no_format = "no format of features that is known" if named is None else f"nothing of the format {named}"
+    raise ConfigError(f"{path}: a folder of {listed}{more}; {no_format}. {_known()}")
 
 
 def sniff(path: Path, names: Sequence[str]) -> dict[str, str]:
