@@ -173,6 +173,22 @@ def test_given_sizes_go_before_those_of_the_file(tmp_path: Path, captions: Path,
     assert folder.index.width_px[1] == IMAGES[1].width
 
 
+def test_sizes_are_found_by_the_key_where_a_pattern_makes_the_id(tmp_path: Path, captions: Path, table: Path) -> None:
+    sizes = tmp_path / "sizes.tsv"
+    sizes.write_text(f"{IMAGES[0].key}.jpg\t1000\t900\n")
+    folder = run_import(table, tmp_path / "out", captions=captions, sizes=sizes, key_pattern=r"0*(\d+)$")
+    assert (folder.index.image_id(0), folder.index.width_px[0]) == ("1", 1000)
+
+
+def test_sizes_of_other_images_are_refused_even_where_none_are_needed(
+    tmp_path: Path, captions: Path, table: Path
+) -> None:
+    sizes = tmp_path / "sizes.tsv"
+    sizes.write_text("other\t1000\t900\n")
+    with pytest.raises(ConfigError, match="sizes of none of the images"):
+        make_import(table, tmp_path / "out", captions=captions, sizes=sizes)
+
+
 def test_a_line_that_ran_into_the_next_one_takes_no_id(tmp_path: Path, captions: Path, table: Path) -> None:
     lines = table.read_bytes().split(b"\r\n")
     table.write_bytes(b"\r\n".join([lines[0][:200] + lines[1], lines[0], *lines[2:]]))

@@ -72,7 +72,7 @@ class ForeignSet:
         raw = next(self._importer.read(place, place + 1))
         if not isinstance(raw, RawRecord):
             return None
-        size = None if self._sizes is None else self._sizes.of(image_id)
+        size = None if self._sizes is None else self._sizes.of(image_id) or self._sizes.of(raw.key)
         if size is None and raw.width_px is not None and raw.height_px is not None:
             size = (raw.width_px, raw.height_px)
         try:

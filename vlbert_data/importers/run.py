@@ -202,6 +202,12 @@ class Import:
             raise ConfigError(f"{captions.path}: captions of none of the images. {why}")
         if sizes is None and not traits.has_image_sizes:
             raise ConfigError(f"{traits.format} stores no image sizes. Give them with --image-sizes FILE.")
-        if sizes is not None and not traits.has_image_sizes and not any_common(self._hashes, sizes.hashes):
+        if sizes is not None and not self._has_some(sizes):
             why = explain_mismatch(self.importer.keys, pattern, sizes.some_names(), sizes.has)
             raise ConfigError(f"{sizes.path}: sizes of none of the images. {why}")
+
+    def _has_some(self, sizes: ImageSizes) -> bool:
+        """Return whether the size of an image is stated, by its id or by its key in the features."""
+        if any_common(self._hashes, sizes.hashes):
+            return True
+        return any_common(hash_keys(self.importer.keys(), KeyPattern()), sizes.hashes)
