@@ -308,6 +308,10 @@ def test_formats_are_told_apart_by_content_alone(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08 rest", "compressed with gzip"),
         (b"a caption\thttp://example.org/1.jpg\n", "no format of features that is known"),
         (b"\x80\x04}.", "no format of features that is known"),
+        (b"PK\3\4 cut short", "a .zip archive, damaged or of something else"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file, damaged or of something else"),
+        (b"ARROW1\0\0", "an Arrow file, damaged or of something else"),
+        (bytes(16) + 0xBEEFC0DE.to_bytes(4, "little"), "an LMDB database, damaged or of something else"),
     ],
 )
 def test_a_file_of_no_known_format_is_told_what_it_is(tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -315,6 +319,12 @@ def test_a_file_of_no_known_format_is_told_what_it_is(tmp_path: Path, content: b
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=complaint):
         open_importer([str(path)])
+
+
+def test_several_archives_of_vl_bert_are_refused_with_what_to_give(tmp_path: Path) -> None:
+    annotations = write_vlbert(tmp_path / "vl", IMAGES)
+    with pytest.raises(ConfigError, match=r"2 annotation files or archives .*Give one: annotations, which name"):
+        open_importer([str(annotations.parent)])
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

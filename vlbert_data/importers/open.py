@@ -36,6 +36,13 @@ OF_FOLDERS = frozenset(
         *("mmf-npy", "milvlg-npz", "vlp-hdf5", "lxmert-arrow"),
     }
 )
+# What a file is that begins so, (byte, what is there), where no format is told.
+KINDS = {
+    (0, b"PK\3\4"): "a .zip archive",
+    (0, b"\x89HDF"): "an HDF5 file",
+    (0, b"ARROW1"): "an Arrow file",
+    (16, b"\xde\xc0\xef\xbe"): "an LMDB database",
+}
 SHOWN_BYTES = 60
 LISTED_FILES = 8
 
@@ -117,6 +124,9 @@ def _what_it_is(path: Path) -> str:
     compression = compression_of(start)
     if compression is not None:
         return f"compressed with {compression} (unpack it first)"
+    kind = next((kind for (place, magic), kind in KINDS.items() if start[place:].startswith(magic)), None)
+    if kind is not None:
+        return f"{kind}, damaged or of something else (--format NAME tells what does not fit)"
     return f"begins with {start!r}" if start else "an empty file"
 
 

@@ -71,7 +71,10 @@ def open_importer(paths: Sequence[Path], options: FormatOptions) -> "VlbertJson"
     elif all(path.is_file() and _holds_features(_small_json(path) or {}) for path in paths):
         listing = LooseFiles(tuple(paths))
     elif len(paths) > 1:
-        raise ConfigError(f"{len(paths)} annotation files or archives of VL-BERT; import each into its own folder.")
+        raise ConfigError(
+            f"{len(paths)} annotation files or archives of VL-BERT, such as {paths[0]} and {paths[1]}. Give one: "
+            "annotations, which name their archives, or an archive."
+        )
     elif read_start(paths[0], 4) == b"PK\3\4":
         listing = ArchiveFiles(open_zip(paths[0], name=paths[0].name))
     else:
