@@ -115,6 +115,17 @@ def test_no_helper_outlives_its_parent(tmp_path: Path) -> None:
     pytest.fail("the helper process is still there")
 
 
+def test_a_helper_that_hangs_ends_even_if_nobody_is_left_to_end_it() -> None:
+    code = (
+        "import time\nfrom vlbert_data.importers import child_side\nchild_side.LONGEST_ANSWER_S = 1\n"
+        "child_side.serve(lambda request: ({}, []) if request == 1 else time.sleep(60), ())\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=b"1\n2\n", capture_output=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGALRM
+    assert done.stdout.count(b'"arrays"') == 2  # that it is ready, and the first answer
+
+
 def test_hdf5_is_never_opened_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write.write_groups(tmp_path / "a.h5", IMAGES)
     monkeypatch.setattr(h5py, "File", None)

@@ -17,6 +17,8 @@ from vlbert_data.types import Array
 
 # Memory that the process may write to, mapped files not counted.
 MEMORY_BYTES = 4 << 30
+# Longer than anybody waits for an answer, see `child`.
+LONGEST_ANSWER_S = 2000
 Answer = tuple[dict[str, Any], list[Array]]
 
 
@@ -41,6 +43,8 @@ def serve(answer: Callable[[dict[str, Any]], Answer], troubles: tuple[type[Excep
     out = sys.stdout.buffer
     _send(out, {"ready": True}, [])
     for line in sys.stdin.buffer:
+        # Who asked may be gone, and then nobody ends a library that hangs.
+        signal.alarm(LONGEST_ANSWER_S)
         try:
             head, arrays = answer(json.loads(line))
         except UnreadableError as error:
@@ -50,6 +54,7 @@ def serve(answer: Callable[[dict[str, Any]], Answer], troubles: tuple[type[Excep
                 {"error": f"damaged, or not what it should be: {str(error)[:300] or type(error).__name__}."},
                 [],
             )
+        signal.alarm(0)
         _send(out, head, arrays)
 
 
