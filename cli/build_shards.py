@@ -107,10 +107,11 @@ def command(
     settings = _settings(options, config)
     # Only now: opening the input and loading models takes torch and transformers.
     from vlbert_data.build.run import TooManyRejectsError
-    from vlbert_data.memory import keep_freed_memory
+    from vlbert_data.memory import keep_few_kernels, keep_freed_memory
     from vlbert_data.sources.open import open_source
 
     keep_freed_memory()
+    keep_few_kernels()
     source = open_source(inputs, images=images, format=format_name, allow_bordered=allow_bordered)
     models = {"--detector": detector, "--describer": describer}
     given = {"the input": several(inputs), "--images": images, "--format": format_name}

@@ -72,8 +72,10 @@ def command(
     """
     if images is not None and html is None:
         raise click.UsageError("--images DIR brings pictures for the page; give --html FILE too.")
+    from vlbert_data.memory import keep_few_kernels
     from vlbert_train.inputs import require_data
 
+    keep_few_kernels()
     require_data(shards, corpus, tokenizer=tokenizer)
     _require_beside(words, images)
     # Only now: a wrong folder is told before torch has loaded.

@@ -69,12 +69,13 @@ def command(
     vlb pretrain --resume runs/base --set run.steps=600000
     """
     _check_usage(out, resume, {"preset": preset, "config_file": config_file, **named})
-    from vlbert_data.memory import keep_freed_memory
+    from vlbert_data.memory import keep_few_kernels, keep_freed_memory
     from vlbert_train.config import PretrainConfig
     from vlbert_train.inputs import require_inputs
     from vlbert_train.stopping import StopSignals
 
     keep_freed_memory()
+    keep_few_kernels()
 
     def changed(config: "PretrainConfig") -> "PretrainConfig":
         return _with_options(config, named, changes)
