@@ -443,6 +443,24 @@ def test_an_import_that_is_stopped_keeps_finished_shards_only(tmp_path: Path, ca
     assert make_import(table, out, captions=captions, shard_size=4).run().made < 3
 
 
+@pytest.mark.parametrize("captioned", [12, 1])
+def test_an_import_without_an_image_keeps_its_rejects_alone_and_may_be_begun_anew(
+    tmp_path: Path, captions: Path, table: Path, captioned: int
+) -> None:
+    good = table.read_bytes()
+    for line in range(captioned):
+        damage(table, line, 8, b64(WIDE * 100))
+    some, out = write_captions(tmp_path / "some.json", IMAGES[:captioned]), tmp_path / "out"
+    words = rf"of 12 inputs {captioned} were rejected, {12 - captioned} have no caption. The rejects are listed in"
+    with pytest.raises(TooManyRejectsError, match=words) as caught:
+        run_import(table, out, captions=some, max_rejects=12, shard_size=5)
+    assert sum(caught.value.counts.values()) == captioned
+    assert [path.relative_to(out) for path in out.rglob("*") if path.is_file()] == [Path(".build/rejects.jsonl")]
+    assert len((out / ".build" / "rejects.jsonl").read_text().splitlines()) == captioned
+    table.write_bytes(good)
+    assert len(run_import(table, out, captions=captions)) == 12
+
+
 def test_a_lock_whose_file_was_removed_locks_out_others_all_the_same(tmp_path: Path) -> None:
     state = BuildState(tmp_path / "out", {}, 1, "lmdb")
     entered, leave = threading.Event(), threading.Event()

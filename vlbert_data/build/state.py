@@ -108,10 +108,20 @@ class BuildState:
                     raise
         return None
 
-    def clear_unless_begun(self) -> None:
-        """Remove the state if no shard is finished: nothing is lost by beginning anew, with any settings."""
-        if next(self._state.glob("shard-*.json"), None) is None:
+    def clear_unless_kept(self) -> None:
+        """Remove the state if no shard is finished and no reject listed: then nothing is lost by beginning anew."""
+        if next(self._state.glob("shard-*.json"), None) is None and not self._listed_rejects().exists():
             self.clear()
+
+    def keep_rejects_only(self, outcomes: Iterable[ShardOutcome]) -> Path | None:
+        """Remove all shards and settings, so that the folder may be begun anew; return the list of rejects if any."""
+        listed = self._list_rejects(outcomes)
+        for shard in range(self.num_shards):
+            (self.folder / manifest_module.shard_name(shard, self._container)).unlink(missing_ok=True)
+        for path in self._state.iterdir():
+            if path != listed:
+                path.unlink()
+        return listed
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = False, advice: str = PARTS_ADVICE) -> Iterator[None]:
@@ -238,8 +248,7 @@ class BuildState:
         total = counts.total()
         if total < num_inputs and config.allows(total, num_inputs):
             return dict(counts)
-        listed = self._state / manifest_module.REJECTS_NAME
-        files.write_bytes(listed, b"".join(files.encode_json(f"{line}\n") for entry in kept for line in entry.rejects))
+        listed = self._list_rejects(kept)
         allowed = f"--max-rejects allows {config.max_rejects:g}" if total < num_inputs else "nothing is left to store"
         accept = ", or run the same command with a higher --max-rejects to accept this" if total < num_inputs else ""
         raise TooManyRejectsError(
@@ -247,6 +256,20 @@ class BuildState:
             f"shards are kept: {advice}{accept}.",
             dict(counts),
         )
+
+    def num_images(self) -> int:
+        """Return how many images the shards hold that are finished."""
+        return sum(self._read_outcome(shard)["entry"]["images"] for shard in range(self.num_shards))
+
+    def _list_rejects(self, outcomes: Iterable[ShardOutcome]) -> Path | None:
+        """Write the list of rejects and return where it is; None where there is no reject."""
+        lines = [files.encode_json(f"{line}\n") for outcome in outcomes for line in outcome.rejects]
+        if lines:
+            files.write_bytes(self._listed_rejects(), b"".join(lines))
+        return self._listed_rejects() if lines else None
+
+    def _listed_rejects(self) -> Path:
+        return self._state / manifest_module.REJECTS_NAME
 
     def clear(self) -> None:
         """Remove the state; called when the manifest is there."""

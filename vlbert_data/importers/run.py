@@ -10,7 +10,7 @@ from typing import Any
 from vlbert_data import __version__
 from vlbert_data.build.config import BuildConfig
 from vlbert_data.build.differences import Asked
-from vlbert_data.build.state import BuildState, check_shard_count
+from vlbert_data.build.state import BuildState, ShardOutcome, TooManyRejectsError, check_shard_count
 from vlbert_data.build.writer import disk_error
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.base import Importer
@@ -21,7 +21,7 @@ from vlbert_data.importers.labels import LabelChoice, settle_labels
 from vlbert_data.importers.make_shards import Done, ShardMaker, make_in_processes
 from vlbert_data.importers.meaning import Meaning
 from vlbert_data.importers.mismatch import explain_mismatch
-from vlbert_data.importers.reading import Reading
+from vlbert_data.importers.reading import WITHOUT_CAPTION, Reading
 from vlbert_data.manifest import Manifest
 from vlbert_data.shards.files import encode_json, no_empty_folder
 from vlbert_data.shards.job import FolderFacts, finish_folder
@@ -116,12 +116,14 @@ class Import:
         }
 
     def run(self) -> ImportResult:
-        """Make the shards that are missing, then the manifest. If it fails before any shard is made, nothing is left.
+        """Make the shards that are missing, then the manifest.
+
+        If it fails before any shard is made, nothing is left; if no image is taken, no more than the rejects.
 
         Raises:
             ConfigError: the folder holds something else.
             VlbError: another process is at work on it, the disk is full, or the like.
-            TooManyRejectsError: all shards are there, but too many inputs were rejected.
+            TooManyRejectsError: all shards are there, but too many inputs were rejected, or all that could be used.
         """
         try:
             with no_empty_folder(self.folder):
@@ -149,7 +151,7 @@ class Import:
             self._make(pending)
             return self._write_manifest(), len(pending)
         except BaseException:
-            state.clear_unless_begun()
+            state.clear_unless_kept()
             raise
 
     def _make(self, pending: list[int]) -> None:
@@ -171,6 +173,8 @@ class Import:
         state, meaning = self.maker.state, self.maker.reading.meaning
         outcomes = state.load_outcomes()
         left_out = sum((Counter(dict(outcome.left_out)) for outcome in outcomes), Counter[str]())
+        if not state.num_images():
+            raise self._nothing_taken(outcomes, left_out[WITHOUT_CAPTION])
         if self.beside.captions is not None:
             left_out[WITHOUT_IMAGE] = self.beside.captions.without_image(self._hashes)
             left_out[NO_CAPTION] = self.beside.captions.unusable
@@ -187,6 +191,17 @@ class Import:
         )
         lines = (encode_json(f"{line}\n") for outcome in outcomes for line in outcome.rejects)
         return finish_folder(self.folder, facts, state.written_shards(), lines, (dict(+left_out), rejects))
+
+    def _nothing_taken(self, outcomes: list[ShardOutcome], without_caption: int) -> TooManyRejectsError:
+        """Return the error of an import that is left with no image, of which no more than the rejects is kept."""
+        counts = sum((Counter(dict(outcome.reject_counts)) for outcome in outcomes), Counter[str]())
+        listed = self.maker.state.keep_rejects_only(outcomes)
+        where = "" if listed is None else f"The rejects are listed in {listed}. "
+        return TooManyRejectsError(
+            f"{self.folder}: not one image was taken: of {len(self.importer)} inputs {counts.total()} were rejected, "
+            f"{without_caption} have no caption. {where}Mend the input, or give what it lacks, and run again.",
+            dict(counts),
+        )
 
     def _check_beside(self, pattern: KeyPattern) -> None:
         """Refuse at once what would leave every image out.
