@@ -10,13 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.foreign_files import Detections, lxmert_row, make_detections, prediction, write_captions, write_rows
+from tests.foreign_files import (
+    Detections,
+    lxmert_row,
+    make_detections,
+    prediction,
+    volta_row,
+    write_captions,
+    write_rows,
+)
 from tests.import_world import run_import
 from vlbert_data import boxes as geometry
 from vlbert_data.compare import Comparison, compare, match_boxes
 from vlbert_data.errors import ConfigError
 from vlbert_data.importers.feature_set import open_feature_set
 from vlbert_data.importers.keys import KeyPattern
+from vlbert_data.importers.labels import LabelChoice
 
 IMAGES = [make_detections(number, num_rois=8, feature_dim=64) for number in range(1, 9)]
 
@@ -95,6 +104,21 @@ def test_classes_moved_by_one_are_named_with_their_direction(tmp_path: Path, shi
     assert found.facts["label_agreement"][f"{shift:+d}"] > 0.9
 
 
+def test_classes_are_compared_by_what_they_mean_and_not_by_number(tmp_path: Path) -> None:
+    """VOLTA counts the background, LXMERT does not, and both say so."""
+    paths = [
+        write_rows(tmp_path / f"{row.__name__}.tsv", [row(found) for found in IMAGES])
+        for row in (volta_row, lxmert_row)
+    ]
+    found = compare(*(open_feature_set(path, KeyPattern(), None) for path in paths), match="iou", num_images=100)
+    assert found.facts["backgrounds"] == ["first", "none"] and found.facts["label_agreement"]["+0"] == 1.0
+    assert [finding[:24] for finding in found.findings] == ["Classes are the same, bu"]
+    captions = write_captions(tmp_path / "captions.json", IMAGES)
+    wrong = run_import(paths[1], tmp_path / "wrong", captions=captions, labels=LabelChoice(background="first"))
+    sets = [open_feature_set(path, KeyPattern(), None) for path in (wrong.path, paths[1])]
+    assert "Classes are moved by +1" in compare(*sets, match="iou", num_images=100).findings[0]
+
+
 def test_the_same_rois_in_another_order_are_recognised(tmp_path: Path) -> None:
     def turned(image: Detections) -> Detections:
         return Detections(
@@ -170,6 +194,9 @@ def test_classes_without_a_list_that_numbers_them_hinder_no_comparison(tmp_path:
     found = compare(*sets, match="iou", num_images=100)
     assert found.facts["images"] == len(IMAGES) and "label_agreement" not in found.facts
     assert found.facts["cosine"]["median"] == 1.0
+    path.write_text("".join(line.replace('"image_w"', '"w"') for line in lines))
+    with pytest.raises(ConfigError, match="scene-graph stores no image sizes"):
+        open_feature_set(path, KeyPattern(), None)
 
 
 def test_the_command_prints_facts_and_findings(tmp_path: Path) -> None:

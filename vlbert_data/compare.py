@@ -179,9 +179,22 @@ def _facts(a: FeatureSet, b: FeatureSet, pairs: Pairs, images: int) -> dict[str,
         placed = np.concatenate(pairs.cosines_by_place)
         facts["cosine_by_place"] = round(float(np.median(placed)), 4) if len(placed) else None
     if pairs.classes and len(classes := np.concatenate(pairs.classes).astype(np.int64)):
-        moved = classes[:, 1] - classes[:, 0]
+        objects = classes - [_first_object(space) for space in (a.label_space, b.label_space)]
+        moved = objects[:, 1] - objects[:, 0]
+        facts["backgrounds"] = [_background(space) for space in (a.label_space, b.label_space)]
         facts["label_agreement"] = {f"{shift:+d}": round(float((moved == shift).mean()), 4) for shift in SHIFTS}
     return facts
+
+
+def _first_object(space: LabelSpace | None) -> int:
+    """Return the id of the first class that is an object: ids are compared by what the sets themselves say of them."""
+    return int(space is not None and space.background_index == 0)
+
+
+def _background(space: LabelSpace | None) -> str:
+    if space is None or space.background_index is None:
+        return "none"
+    return "first" if space.background_index == 0 else "last"
 
 
 def _findings(facts: dict[str, Any]) -> list[str]:
@@ -261,8 +274,14 @@ def _label_findings(facts: dict[str, Any]) -> list[str]:
         if agreement[shift] > max(same, 0.5):
             return [
                 f"Classes are moved by {shift}: {agreement[shift]:.0%} of the second set's ids are the first's "
-                f"{shift}, {same:.0%} are equal. One side counts background as class 0, the other does not."
+                f"{shift}, {same:.0%} are equal. One side counts background as class 0 without saying so."
             ]
     if same < MOST:
         return [f"Most probable classes agree for {same:.0%} of pairs: another detector, or another list of classes."]
+    first, second = facts["backgrounds"]
+    if first != second:
+        return [
+            f"Classes are the same, but background is {first} on one side and {second} on the other: such folders are "
+            "not trained together."
+        ]
     return []

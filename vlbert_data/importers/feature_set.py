@@ -47,9 +47,16 @@ class ForeignSet:
     """A foreign input. Where it leaves open what its classes mean, they are left out."""
 
     def __init__(self, importer: Importer, name: str, pattern: KeyPattern, sizes: ImageSizes | None) -> None:
+        """Read the keys.
+
+        Raises:
+            ConfigError: image sizes are needed and not given.
+        """
         self.name, self.pattern = name, pattern
         self._importer, self._sizes = importer, sizes
         traits = importer.traits
+        if sizes is None and not traits.has_image_sizes:
+            raise ConfigError(f"{name}: {traits.format} stores no image sizes. Give them with --image-sizes FILE.")
         try:
             self.label_space = settle_labels(traits.labels, LabelChoice(), traits.format)
         except ConfigError:
