@@ -62,10 +62,10 @@ class Part(NamedTuple):
     own: Array | slice
     rois: Array | slice
 
-    def among(self, asked: Array) -> tuple[Array | slice, Array]:
+    def among(self, asked: Array) -> tuple[Array, Array]:
         """Return which of the group's RoIs `asked`, int64 rising, are this folder's, and where among its own."""
         if isinstance(self.rois, slice):
-            return slice(None), asked
+            return np.arange(len(asked)), asked
         places = np.searchsorted(self.rois, asked)
         inside = np.flatnonzero(self.rois.take(places, mode="clip") == asked) if len(self.rois) else places[:0]
         return inside, places[inside]

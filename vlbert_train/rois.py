@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlbert_data.compiled import compiled
+from vlbert_data.compiled import compiled, half_to_float
 from vlbert_data.errors import ShardError
 from vlbert_data.types import Array
 from vlbert_train.config import MaskingConfig
@@ -102,17 +102,36 @@ def _divide(boxes: Array, sizes: Array, lengths: Array) -> None:
 
 def _targets(parts: Sequence[Part], asked: Array, rules: RoiRules) -> tuple[Array, Array, Array]:
     """Return (asked, ids, probs) of those asked RoIs that have a class with any probability."""
-    ids = np.zeros((len(asked), rules.labels_kept), np.int64)
-    probs = np.zeros((len(asked), rules.labels_kept), np.float32)
+    ids, sound = np.empty((len(asked), rules.labels_kept), np.int64), np.empty(len(asked), np.bool_)
+    probs = np.empty((len(asked), rules.labels_kept), np.float32)
     for part in parts if len(asked) else ():
-        inside, rows = part.among(asked)
-        kept = part.folder.manifest.label_topk
-        own, probs[inside, :kept] = part.picked.read_rois(("label_ids", "label_probs"), rows)
-        ids[inside, :kept] = own
-        if (largest := int(own.max(initial=0))) >= rules.num_labels:
+        rows, rois = part.among(asked)
+        stored_ids, stored_probs = part.picked.read_rois(("label_ids", "label_probs"), rois)
+        largest = _widen((stored_ids, stored_probs.view(np.uint16)), rows, (ids, probs, sound))
+        if largest >= rules.num_labels:
             raise ShardError(
                 f"{part.folder.path}: a RoI of class {largest}, but there are {rules.num_labels} "
                 "classes. Run vlb inspect-shard --verify."
             )
-    sound = np.logical_or.reduce(probs.T != 0)
     return (asked, ids, probs) if sound.all() else (asked[sound], ids[sound], probs[sound])
+
+
+@compiled
+def _widen(stored: tuple[Array, Array], rows: Array, found: tuple[Array, Array, Array]) -> int:
+    """Fill `rows` of found: ids, probabilities, and whether any is above 0; return the largest id, -1 if there is none.
+
+    stored: uint16 [n, k] each, ids and the bits of float16 probabilities; the K - k last columns of found become 0.
+    """
+    stored_ids, bits = stored
+    ids, probs, sound = found
+    kept, largest = stored_ids.shape[1], -1
+    for number, row in enumerate(rows):
+        is_sound = False
+        for label in range(kept):
+            identity, probability = np.int64(stored_ids[number, label]), half_to_float(bits[number, label])
+            ids[row, label], probs[row, label] = identity, probability
+            largest = max(largest, identity)
+            is_sound |= probability != 0
+        ids[row, kept:], probs[row, kept:] = 0, 0
+        sound[row] = is_sound
+    return largest

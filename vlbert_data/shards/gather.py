@@ -11,6 +11,7 @@ import numpy as np
 
 from vlbert_data import runs
 from vlbert_data.addresses import address
+from vlbert_data.compiled import compiled, memmove
 from vlbert_data.copies import copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
@@ -80,19 +81,15 @@ class Picked:
     def read_rois(self, names: Sequence[str], rois: Array) -> list[Array]:
         """Return some fields of some RoIs, [n, ...] of the field's dtype each.
 
-        rois: int64 [n], counted through the RoIs of all images.
+        rois: int64 [n], rising, counted through the RoIs of all images.
         """
-        schema, first = self._folder.manifest.schema, runs.borders(self.num_rois)
-        image = runs.owners(self.num_rois)[rois]  # [n]
-        within = rois - first[image]
+        schema, borders = self._folder.manifest.schema, runs.borders(self.num_rois)
         made = []
         for name in names:
             field = self._folder.stored_field(name)
             assert field.shape[0] == "R", f"{name}: the views of a RoI lie apart"
             found: Array = np.empty((len(rois), *schema.shape(field, 1)[1:]), field.dtype)
-            row_bytes = found.strides[0]
-            sources = self.spans(name)[0][image] + within * row_bytes
-            copy_runs(address(found) + np.arange(len(rois)) * row_bytes, sources, np.full(len(rois), row_bytes))
+            _copy_rois(address(found), found.strides[0], self.spans(name)[0], borders, rois)
             made.append(found)
         return made
 
@@ -111,3 +108,17 @@ class Picked:
         # An image's views lie one after another, each with all of its RoIs.
         whole, wanted = (schema.num_bytes(field, num) // schema.num_views for num in (self._stored, self.num_rois))
         return starts + views * whole, wanted
+
+
+@compiled
+def _copy_rois(target: int, row_bytes: int, sources: Array, borders: Array, rois: Array) -> None:
+    """Copy the rows of `rois`, int64 rising, to the address `target`.
+
+    sources: int64 [B], the address of each image's first row. borders: int64 [B + 1], the RoIs before each image.
+    """
+    image = 0
+    for roi in rois:
+        while roi >= borders[image + 1]:
+            image += 1
+        memmove(target, sources[image] + (roi - borders[image]) * row_bytes, row_bytes)
+        target += row_bytes
