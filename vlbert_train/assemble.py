@@ -68,19 +68,17 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A group without its features. rows: the arrays of `Batch` by name, batch after batch.
+    """A group without its features. rows: the tensors of `Batch` by name, one for each of D batches.
 
-    borders: for each kind of rows, those before each batch, D + 1 numbers. max_seqlens: D numbers.
+    max_seqlens: D numbers.
     """
 
-    rows: Mapping[str, Array]
-    borders: Mapping[str, Sequence[int]]
+    rows: Mapping[str, Sequence[Tensor]]
     max_seqlens: Sequence[int]
 
     def batch(self, number: int, features: Tensor, step: int) -> Batch:
         """Return batch `number`. features: f16 [N + t, F], its rows of RoIs, then t rows of text-only sequences."""
-        parts = {kind: slice(*borders[number : number + 2]) for kind, borders in self.borders.items()}
-        tensors = {name: torch.from_numpy(self.rows[name][parts[kind]]) for name, kind in KINDS.items()}
+        tensors = {name: parts[number] for name, parts in self.rows.items()}
         num_rows = len(tensors["roi_slots"])
         return Batch(
             roi_features=features[:num_rows],
@@ -129,13 +127,12 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
     cu_seqlens = np.zeros(len(batch) + len(layout), np.int32)
     cu_seqlens[np.arange(len(batch)) + batch + 1] = starts + lengths
     position_ids, segment_ids = _positions(text_lengths, lengths)
-    texts, text_borders = _text_rows(words, text_lengths, starts, has_image)
+    texts, text_borders = _text_rows(words, text_lengths, starts, sequence, has_image)
     roi_rows, roi_borders = _roi_rows(rois, layout, (starts + text_lengths)[has_image], sequence[has_image])
     asked_words = words.masked.asked
     rows: dict[str, Array] = {
         **texts,
         **roi_rows,
-        "token_sequence": np.repeat(sequence, text_lengths),
         "has_image": has_image,
         "end_slots": starts + lengths - 1,
         "example_ids": examples,
@@ -151,46 +148,62 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
         "asked words": np.searchsorted(asked_words, words.tokens.cu_lengths[cuts]),
         **roi_borders,
     }
+    sizes = {kind: np.diff(border).tolist() for kind, border in borders.items()}
     return Packed(
-        rows=rows,
-        borders={kind: border.tolist() for kind, border in borders.items()},
+        # For all batches at once: one by one, tensors would take a third longer to make.
+        rows={name: torch.from_numpy(array).split(sizes[KINDS[name]]) for name, array in rows.items()},
         max_seqlens=np.maximum.reduceat(lengths, cuts[:-1]).tolist(),
     )
 
 
-def _text_rows(words: Words, text_lengths: Array, starts: Array, has_image: Array) -> tuple[dict[str, Array], Array]:
+def _text_rows(
+    words: Words, text_lengths: Array, starts: Array, sequence: Array, has_image: Array
+) -> tuple[dict[str, Array], Array]:
     """Return the rows of text tokens and of asked words, and the text tokens before each sequence, int64 [B + 1]."""
-    borders, cu_words = runs.borders(text_lengths), words.tokens.cu_lengths
-    token_ids, token_slots = np.empty((2, int(borders[-1])), np.int64)
+    borders, asked = runs.borders(text_lengths), words.masked.asked
+    token_ids, token_slots, token_sequence = np.empty((3, int(borders[-1])), np.int64)
+    target_slots, with_image = np.empty(len(asked), np.int64), np.empty(len(asked), np.bool_)
     _fill_texts(
-        (token_ids, token_slots), (words.masked.shown, cu_words), (starts, has_image), (words.cls_id, words.sep_id)
+        (token_ids, token_slots, token_sequence, target_slots, with_image),
+        (words.masked.shown, words.tokens.cu_lengths, asked),
+        (starts, sequence, has_image),
+        (words.cls_id, words.sep_id),
     )
-    asked = words.masked.asked  # [M]
-    owner = runs.owners(np.diff(cu_words))[asked]  # [M]
     rows = {
         "token_ids": token_ids,
         "token_slots": token_slots,
+        "token_sequence": token_sequence,
         "word_targets": words.tokens.ids[asked],
-        "word_target_slots": starts[owner] + has_image[owner] + asked - cu_words[owner],
-        "word_target_with_image": has_image[owner],
+        "word_target_slots": target_slots,
+        "word_target_with_image": with_image,
     }
     return rows, borders
 
 
 @compiled
 def _fill_texts(
-    rows: tuple[Array, Array], tokens: tuple[Array, Array], sequences: tuple[Array, Array], ids: tuple[int, int]
+    rows: tuple[Array, ...],
+    tokens: tuple[Array, Array, Array],
+    sequences: tuple[Array, Array, Array],
+    ids: tuple[int, int],
 ) -> None:
-    """Fill token_ids and token_slots. tokens: shown and cu_lengths. sequences: starts and has_image. ids: CLS, SEP."""
-    token_ids, token_slots = rows
-    shown, cu_lengths = tokens
-    starts, has_image = sequences
-    row = 0
+    """Fill rows: ids, slots and sequences of tokens, slots of asked words and whether they have an image.
+
+    tokens: shown, cu_lengths and asked. sequences: starts, numbers and has_image. ids: CLS, SEP.
+    """
+    token_ids, token_slots, token_sequence, target_slots, with_image = rows
+    shown, cu_lengths, asked = tokens
+    starts, numbers, has_image = sequences
+    row = target = 0
     for sequence in range(len(starts)):
-        first, first_row = cu_lengths[sequence], row
+        first, first_row, start = cu_lengths[sequence], row, starts[sequence]
         if has_image[sequence]:
             token_ids[row] = ids[0]
             row += 1
+        while target < len(asked) and asked[target] < cu_lengths[sequence + 1]:
+            target_slots[target] = start + row - first_row + asked[target] - first
+            with_image[target] = has_image[sequence]
+            target += 1
         for place in range(cu_lengths[sequence + 1] - first):
             token_ids[row + place] = shown[first + place]
         row += cu_lengths[sequence + 1] - first
@@ -198,7 +211,8 @@ def _fill_texts(
             token_ids[row] = ids[1]
             row += 1
         for place in range(row - first_row):
-            token_slots[first_row + place] = starts[sequence] + place
+            token_slots[first_row + place] = start + place
+            token_sequence[first_row + place] = numbers[sequence]
 
 
 def _roi_rows(rois: Rois, layout: Layout, starts: Array, sequence: Array) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -213,30 +227,32 @@ def _roi_rows(rois: Rois, layout: Layout, starts: Array, sequence: Array) -> tup
         "roi_hidden": np.empty(num, np.bool_),
         "roi_slots": np.empty(num, np.int64),
         "roi_sequence": np.empty(num, np.int64),
+        "roi_target_slots": np.empty(len(rois.asked), np.int64),
     }
-    _fill_rois(tuple(rows.values()), (rois.geometry, rois.hidden), (rois.lengths, starts, sequence), layout.captions)
-    owner = runs.owners(rois.lengths)[rois.asked]  # [Q]
-    rows |= {
-        "roi_target_ids": rois.target_ids,
-        "roi_target_probs": rois.target_probs,
-        "roi_target_slots": starts[owner] + 1 + rois.asked - first[owner],
-    }
+    _fill_rois(
+        tuple(rows.values()),
+        (rois.geometry, rois.hidden, rois.asked),
+        (rois.lengths, starts, sequence),
+        layout.captions,
+    )
+    rows |= {"roi_target_ids": rois.target_ids, "roi_target_probs": rois.target_probs}
     borders = first[layout.captions]  # [D + 1], RoIs before each batch
     return rows, {"rois": borders + layout.captions, "asked RoIs": np.searchsorted(rois.asked, borders)}
 
 
 @compiled
 def _fill_rois(
-    rows: tuple[Array, ...], stored: tuple[Array, Array], images: tuple[Array, Array, Array], cuts: Array
+    rows: tuple[Array, ...], stored: tuple[Array, Array, Array], images: tuple[Array, Array, Array], cuts: Array
 ) -> None:
-    """Fill rows: geometry, hidden, slots, sequences. stored: geometry and hidden of all RoIs, without whole images.
+    """Fill rows: geometry, hidden, slots, sequences, and slots of asked RoIs.
 
-    images: int64 [C] each, the number of RoIs, the whole image's slot and the number of the sequence.
+    stored: geometry and hidden of all RoIs, without whole images, and asked, int64 rising. images: int64 [C] each, the
+    number of RoIs, the whole image's slot and the number of the sequence.
     """
-    geometry, hidden, slots, sequences = rows
-    stored_geometry, stored_hidden = stored
+    geometry, hidden, slots, sequences, target_slots = rows
+    stored_geometry, stored_hidden, asked = stored
     lengths, starts, sequence = images
-    row = roi = 0
+    row = roi = target = 0
     for batch in range(len(cuts) - 1):
         for image in range(cuts[batch], cuts[batch + 1]):
             num = lengths[image]
@@ -246,6 +262,9 @@ def _fill_rois(
                 slots[row + place] = starts[image] + 1 + place
                 for corner in range(4):
                     geometry[row + place, corner] = stored_geometry[roi + place, corner]
+            while target < len(asked) and asked[target] < roi + num:
+                target_slots[target] = starts[image] + 1 + asked[target] - roi
+                target += 1
             row, roi = row + num, roi + num
         for image in range(cuts[batch], cuts[batch + 1]):
             hidden[row], slots[row], sequences[row] = False, starts[image], sequence[image]
