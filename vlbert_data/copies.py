@@ -3,8 +3,11 @@
 What the addresses point to must stay where it is until the copy is done; nothing here can check that.
 """
 
-from vlbert_data.compiled import compiled, memmove
+from vlbert_data.compiled import compiled, memmove, prefetch
 from vlbert_data.types import Array
+
+# So many runs before it is copied, the beginning of a run is asked for.
+AHEAD = 8
 
 
 @compiled
@@ -14,4 +17,6 @@ def copy_runs(targets: Array, sources: Array, sizes: Array) -> None:
     Other threads run while it copies.
     """
     for number in range(len(sizes)):
+        if number + AHEAD < len(sizes):
+            prefetch(sources[number + AHEAD])
         memmove(targets[number], sources[number], sizes[number])

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlbert_data import runs
 from vlbert_data.addresses import address
-from vlbert_data.compiled import compiled, memmove
+from vlbert_data.compiled import compiled, memmove, prefetch
 from vlbert_data.copies import copy_runs
 from vlbert_data.errors import ShardError
 from vlbert_data.shards.folder import ShardFolder
@@ -116,9 +116,12 @@ def _copy_rois(target: int, row_bytes: int, sources: Array, borders: Array, rois
 
     sources: int64 [B], the address of each image's first row. borders: int64 [B + 1], the RoIs before each image.
     """
-    image = 0
-    for roi in rois:
+    places, image = np.empty(len(rois), np.int64), 0
+    for number, roi in enumerate(rois):
         while roi >= borders[image + 1]:
             image += 1
-        memmove(target, sources[image] + (roi - borders[image]) * row_bytes, row_bytes)
-        target += row_bytes
+        places[number] = sources[image] + (roi - borders[image]) * row_bytes
+        # Rows lie far apart: all are asked for before the first one is waited for.
+        prefetch(places[number])
+    for number, place in enumerate(places):
+        memmove(target + number * row_bytes, place, row_bytes)
