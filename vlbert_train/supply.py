@@ -20,9 +20,9 @@ from vlbert_train.schedule import NOTHING, Picks, Schedule
 from vlbert_train.sets import Meaning, Sets
 
 # Steps are made in groups of about so many sequences and batches: larger ones would be no faster.
-SEQUENCES_A_GROUP = 1024
-BATCHES_A_GROUP = 32
-GROUPS_KEPT = 4
+SEQUENCES_A_GROUP = 3072
+BATCHES_A_GROUP = 48
+GROUPS_KEPT = 3
 
 
 class Supply:
