@@ -83,12 +83,7 @@ def _copy_features(out: Array, out_address: int, places: Array, lengths: Array, 
         memmove(out_address + image_row * row_bytes, image_address, row_bytes)
         if of_rois != 0 or of_stored != 1:
             # The RoIs just copied lie in the nearest cache.
-            total[:] = 0
-            for roi in range(row, row + length):
-                if counted[roi]:
-                    bits = out[roi]
-                    for place in range(width):
-                        total[place] += half_to_float(bits[place])
+            _sum(out, counted, row, row + length, total)
             whole = out[image_row]
             for place in range(width):
                 stored = of_stored * half_to_float(whole[place])
@@ -96,6 +91,29 @@ def _copy_features(out: Array, out_address: int, places: Array, lengths: Array, 
         row += length
         image_row += 1
     out[image_row:] = 0
+
+
+@compiled
+def _sum(bits: Array, counted: Array, begin: int, end: int, total: Array) -> None:
+    """Fill total, float32 [F], with the sum of the counted ones of rows begin .. end - 1, one after another.
+
+    bits: those of float16 [N, F]. counted: bool [N].
+    """
+    total[:] = 0
+    waiting = -1
+    for row in range(begin, end):
+        if not counted[row]:
+            continue
+        if waiting < 0:
+            waiting = row
+            continue
+        # Two rows a pass over the sum, in the order in which one a pass would add them.
+        for place in range(len(total)):
+            total[place] = total[place] + half_to_float(bits[waiting, place]) + half_to_float(bits[row, place])
+        waiting = -1
+    if waiting >= 0:
+        for place in range(len(total)):
+            total[place] += half_to_float(bits[waiting, place])
 
 
 def find_features(
