@@ -68,7 +68,7 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A group without its features. rows: for each of D batches the tensors of `Batch` by name. max_seqlens: D numbers."""
+    """A group without its features. rows: D times the tensors of `Batch` by name. max_seqlens: D numbers."""
 
     rows: Sequence[Mapping[str, Tensor]]
     max_seqlens: Sequence[int]
@@ -147,7 +147,7 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
     }
     sizes = {kind: np.diff(border).tolist() for kind, border in borders.items()}
     # For all batches at once: one by one, tensors would take a third longer to make.
-    tensors = [torch.from_numpy(array).split(sizes[KINDS[name]]) for name, array in rows.items()]
+    tensors = [torch.split(torch.from_numpy(array), sizes[KINDS[name]]) for name, array in rows.items()]
     return Packed(
         rows=[dict(zip(rows, parts, strict=True)) for parts in zip(*tensors, strict=True)],
         max_seqlens=np.maximum.reduceat(lengths, cuts[:-1]).tolist(),

@@ -4,15 +4,20 @@ Threads suffice: most of the work is copying and arithmetic on arrays, during wh
 in groups (see `supply`); while some threads copy the features of one group, another one plans the next group.
 """
 
+import contextlib
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import TracebackType
+from typing import TypeVar
 
 from vlbert_train.batch import Batch
 from vlbert_train.supply import Supply
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -36,32 +41,49 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._steps = iter(range(self.first_step, self.last_step))
-        self._pool = ThreadPoolExecutor(self.threads, "loader")
-        self._waiting: deque[Future[list[Batch]]] = deque()
+        self._threads = [Thread(target=self._work, name=f"loader-{number}") for number in range(self.threads)]
+        # What threads are to do, none: end. Both queues are written in C, which futures are not: 3 % of a batch.
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._made: SimpleQueue[tuple[int, list[Batch] | BaseException]] = SimpleQueue()
+        # What was made before it was its turn, by step.
+        self._early: dict[int, list[Batch] | BaseException] = {}
         # The first step whose group nobody was asked to plan.
         self._unplanned = self.first_step
         self._wait_s = 0.0
 
     def __enter__(self) -> "Loader":
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._waiting.clear()
+        with contextlib.suppress(Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._early.clear()
 
     def __iter__(self) -> Iterator[list[Batch]]:
         for _ in range(self.prefetch_steps):
             self._send()
-        while self._waiting:
+        for step in range(self.first_step, self.last_step):
             # Held in no variable here: a batch that its user has let go of gives its memory to the next one.
-            yield self._next()
+            yield self._next(step)
 
-    def _next(self) -> list[Batch]:
+    def _next(self, step: int) -> list[Batch]:
         begin = time.perf_counter()
-        batches = self._waiting.popleft().result()
+        while step not in self._early:
+            number, outcome = self._made.get()
+            self._early[number] = outcome
         self._wait_s += time.perf_counter() - begin
+        outcome = self._early.pop(step)
         self._send()
-        return batches
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def take_wait(self) -> float:
         """Return the seconds spent waiting for batches since the last call."""
@@ -75,11 +97,22 @@ class Loader:
         if step >= self._unplanned:
             self._unplanned = self.supply.next_group(step, **self._share)
             if self._unplanned < self.last_step:
-                # What goes wrong there goes wrong again where it belongs: at the first step that needs it.
-                self._pool.submit(self.supply.prepare, self._unplanned, rank=self.rank, **self._share)
-        self._waiting.append(self._pool.submit(self._make, step))
+                self._tasks.put(partial(self._plan, self._unplanned))
+        self._tasks.put(partial(self._make, step))
 
-    def _make(self, step: int) -> list[Batch]:
+    def _work(self) -> None:
+        """Do what there is to do, until there is None."""
+        while (task := self._tasks.get()) is not None:
+            task()
+
+    def _plan(self, step: int) -> None:
+        # What goes wrong here goes wrong again where it belongs: at the first step that needs it.
+        _outcome(lambda: self.supply.prepare(step, rank=self.rank, **self._share))
+
+    def _make(self, step: int) -> None:
+        self._made.put((step, _outcome(lambda: self._batches(step))))
+
+    def _batches(self, step: int) -> list[Batch]:
         batches = self.supply.batches(step, rank=self.rank, pin_memory=self.pin_memory, **self._share)
         # The features lie in page-locked memory already; this moves the small arrays.
         return [batch.pin_memory() for batch in batches] if self.pin_memory else batches
@@ -87,3 +120,11 @@ class Loader:
     @property
     def _share(self) -> dict[str, int]:
         return {"world_size": self.world_size, "micro_batches": self.micro_batches}
+
+
+def _outcome(work: Callable[[], Result]) -> Result | BaseException:
+    """Return what `work` returns or raises: a thread hands both to the one that waits."""
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001  (nothing is swallowed: it is raised where its step is due)
+        return error

@@ -124,7 +124,7 @@ def _widen(stored: tuple[Array, Array], rows: Array, found: tuple[Array, Array, 
     """
     stored_ids, bits = stored
     ids, probs, sound = found
-    kept, largest = stored_ids.shape[1], -1
+    kept, largest = stored_ids.shape[1], np.int64(-1)
     for number, row in enumerate(rows):
         is_sound = False
         for label in range(kept):
@@ -134,4 +134,4 @@ def _widen(stored: tuple[Array, Array], rows: Array, found: tuple[Array, Array, 
             is_sound |= probability != 0
         ids[row, kept:], probs[row, kept:] = 0, 0
         sound[row] = is_sound
-    return largest
+    return int(largest)
