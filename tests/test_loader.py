@@ -109,6 +109,32 @@ def test_trouble_in_a_thread_is_raised_at_its_step(tmp_path: Path) -> None:
     assert seen == first_bad
 
 
+@pytest.mark.parametrize("method", ["batches", "prepare"])
+def test_what_nobody_foresaw_is_raised_too_and_ends_all_threads(data: Data, method: str) -> None:
+    supply = supply_of(data)
+    plan, first_bad = getattr(Supply, method), supply.next_group(0) + (3 if method == "batches" else 0)
+
+    class Broken(Supply):
+        pass
+
+    def broken(self: Supply, step: int, **settings: int) -> object:
+        if step >= first_bad:
+            raise ZeroDivisionError(step)
+        return plan(self, step, **settings)
+
+    setattr(Broken, method, broken)
+    supply.__class__ = Broken
+    seen = 0
+    with (
+        Loader(supply, first_step=0, last_step=first_bad + 20, threads=3) as loader,
+        pytest.raises(ZeroDivisionError, match=f"^{first_bad}$"),
+    ):
+        for _ in loader:
+            seen += 1
+    assert seen == first_bad
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
 def _fails(supply: Supply, step: int) -> bool:
     try:
         supply.batches(step)
