@@ -102,7 +102,7 @@ class CaptionFile:
         if self.held:
             return self.held[start:stop]
         # Lines without a caption may stand behind it.
-        return self.file.read(start, stop - start).partition(b"\n")[0].rstrip(b"\r")
+        return self.file.read_near(start, stop - start).partition(b"\n")[0].rstrip(b"\r")
 
 
 def open_captions(path: Path) -> CaptionFile:

@@ -100,7 +100,7 @@ class Repeats:
 
     def before(self, number: int) -> Iterator[int]:
         """Yield the inputs that have the image id of input `number`, from the nearest before it to the first."""
-        while True:
+        while len(self.numbers):
             place = int(np.searchsorted(self.numbers, number))
             if place == len(self.numbers) or int(self.numbers[place]) != number:
                 return

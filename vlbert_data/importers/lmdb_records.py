@@ -50,6 +50,8 @@ class LmdbRecords:
     def __init__(self, index: LmdbIndex) -> None:
         self._index = index
         self._handle = os.open(index.path, os.O_RDONLY)
+        # Where the page of keys that was read last begins, and its bytes: the next record's key is mostly on it.
+        self._page: tuple[int, bytes] = (-1, b"")
 
     def close(self) -> None:
         """Close the file."""
@@ -70,9 +72,7 @@ class LmdbRecords:
         key, start, size = self._locate(number, max_bytes)
         value = self._read(start, size)
         if len(value) != size:
-            raise LmdbRefusedError(
-                f"{self._index.path}: the value of key {key[:80]!r} lies beyond the end of the file."
-            )
+            raise LmdbRefusedError(f"{self._of(key)} lies beyond the end of the file.")
         return key, value
 
     def read_sparse(self, number: int, *, max_bytes: int) -> SparseValue:
@@ -89,32 +89,44 @@ class LmdbRecords:
     def _locate(self, number: int, max_bytes: int) -> tuple[bytes, int, int]:
         """Return key, and first byte and size of the value, of a record."""
         key, flags, size, start = self._node(int(self._index.nodes[number]))
-        where = f"{self._index.path}: the value of key {key[:80]!r}"
         if size > max_bytes:
-            raise LmdbRefusedError(f"{where} has {size} bytes; at most {max_bytes} are read.")
+            raise LmdbRefusedError(f"{self._of(key)} has {size} bytes; at most {max_bytes} are read.")
         if flags & BIG_DATA:
-            start = self._overflow(int.from_bytes(self._read(start, 8), "little"), size, where)
+            start = self._overflow(key, int.from_bytes(self._read_near(start, 8), "little"), size)
         return key, start, size
 
-    def _overflow(self, page: int, size: int, where: str) -> int:
+    def _of(self, key: bytes) -> str:
+        """Return in words whose value is spoken of."""
+        return f"{self._index.path}: the value of key {key[:80]!r}"
+
+    def _overflow(self, key: bytes, page: int, size: int) -> int:
         """Return the byte at which a value on pages of its own begins."""
         start = page * self._index.page_bytes
         header = self._read(start, PAGE_HEADER.size) if 2 <= page < MAX_PAGE else b""
         if len(header) < PAGE_HEADER.size:
-            raise LmdbRefusedError(f"{where} lies beyond the end of the file. Copy the file again.")
+            raise LmdbRefusedError(f"{self._of(key)} lies beyond the end of the file. Copy the file again.")
         number, _, flags, low, high = PAGE_HEADER.unpack(header)
         room = (low | high << 16) * self._index.page_bytes - PAGE_HEADER.size
         if number != page or not flags & OVERFLOW or size > room:
-            raise LmdbRefusedError(f"{where} is not where its key says: the file is damaged. Copy it again.")
+            raise LmdbRefusedError(f"{self._of(key)} is not where its key says: the file is damaged. Copy it again.")
         return start + PAGE_HEADER.size
 
     def _node(self, place: int) -> tuple[bytes, int, int, int]:
         """Return a record's key, flags, value size, and the byte at which its value or overflow page number is."""
-        head = self._read(place, NODE.size)
+        head = self._read_near(place, NODE.size)
         if len(head) < NODE.size:
             raise LmdbRefusedError(f"{self._index.path}: ends before a record that its index has. Copy it again.")
         low, high, flags, key_size = NODE.unpack(head)
-        return self._read(place + NODE.size, key_size), flags, low | high << 16, place + NODE.size + key_size
+        return self._read_near(place + NODE.size, key_size), flags, low | high << 16, place + NODE.size + key_size
+
+    def _read_near(self, offset: int, size: int) -> bytes:
+        """Return a few bytes of a page of keys; they may be fewer where the page ends."""
+        begin, page = self._page
+        if not begin <= offset <= offset + size <= begin + len(page):
+            begin = offset // self._index.page_bytes * self._index.page_bytes
+            page = self._read(begin, self._index.page_bytes)
+            self._page = begin, page
+        return page[offset - begin : offset - begin + size]
 
     def _read(self, offset: int, size: int) -> bytes:
         try:

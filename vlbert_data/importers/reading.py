@@ -104,7 +104,7 @@ class Reading:
             captions, size_px = self._captions(raw, image_id), self._size(raw, image_id)
         except RecordRejectedError:
             return self._step_by_step(number)
-        if not captions or any(True for _ in self.repeats.before(number)):
+        if not captions or next(self.repeats.before(number), None) is not None:
             return self._step_by_step(number)
         return _Begun(number, raw, Named(image_id, captions, size_px))
 

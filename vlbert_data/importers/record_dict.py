@@ -32,6 +32,7 @@ NAMES = {
     "attribute_scores": ("attrs_conf", "attr_conf"),
     "attribute_probs": ("attr_scores", "attrs"),
 }
+MEANINGS = tuple((meaning, name) for meaning, names in NAMES.items() for name in names)
 # The arrays of a `TextRecord` beside its features, in its order.
 TEXTS = ("boxes", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
 # What VinVL's extractor appends to its 2048 features: normalised corners, width and height of the box.
@@ -114,11 +115,10 @@ def text_record_of(fields: Mapping[Any, Any], place: RecordPlace, traits: Traits
 def _by_meaning(fields: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the values by what they mean; what a writer left None counts as missing."""
     texts = {str(name, "latin-1") if isinstance(name, bytes) else name: value for name, value in fields.items()}
-    named = {}
-    for meaning, names in NAMES.items():
-        present = [name for name in names if texts.get(name) is not None]
-        if present:
-            named[meaning] = texts[present[0]]
+    named: dict[str, Any] = {}
+    for meaning, name in MEANINGS:
+        if meaning not in named and (value := texts.get(name)) is not None:
+            named[meaning] = value
     for meaning in ("features", "boxes"):
         if meaning not in named:
             known = ", ".join(sorted(str(name)[:40] for name in texts)[:20])
