@@ -183,6 +183,13 @@ def test_of_near_names_the_one_that_fits_is_proposed(tmp_path: Path) -> None:
     assert folders_inside(tmp_path, lambda found: False) == ""
 
 
+def test_a_link_that_leads_nowhere_is_told_and_never_proposed(vlb: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "features.tsv").symlink_to("gone.tsv")
+    answer = vlb("import-features", tmp_path / "features.tsv", "--out", tmp_path / "out")
+    assert answer.err == f"Error: {tmp_path}/features.tsv: a link to gone.tsv, where nothing is.\n"
+    assert where_it_ends(tmp_path / "featurs.tsv") == ""
+
+
 @pytest.mark.parametrize(
     ("name", "is_path"),
     [("bert", False), ("google/bert", False), ("./bert", True), ("/bert", True), ("~/bert", True), ("a/b/c", True)],

@@ -59,7 +59,9 @@ def _near(folder: Path, name: str) -> Iterator[Path]:
     # The same letters in another case count as the same: file names are typed from memory.
     folded = {known.casefold(): known for known in reversed(names)}
     for near in get_close_matches(name.casefold(), folded, n=SHOWN):
-        yield folder / folded[near]
+        found = folder / folded[near]
+        if found.exists():  # a link may lead nowhere
+            yield found
 
 
 def _with_rest(near: Path, path: Path, missing: Path) -> Path:

@@ -104,6 +104,8 @@ def expand_inputs(inputs: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 def missing_path(path: Path) -> ConfigError:
     """Return the error for a path that is not there, with the nearest existing name if there is one."""
+    if path.is_symlink():
+        return ConfigError(f"{path}: a link to {path.readlink()}, where nothing is.")
     return ConfigError(f"{path}: no such file or folder. {nearby.where_it_ends(path)}".rstrip())
 
 
