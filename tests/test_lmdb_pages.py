@@ -78,6 +78,18 @@ def test_deleted_and_replaced_records_of_lmdb_stay_away(tmp_path: Path) -> None:
     assert read_all(path) == records
 
 
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_database_that_may_be_an_older_state_says_so(tmp_path: Path, page: int) -> None:
+    records = some_records(100)
+    path = make_lmdb(tmp_path / "x", records, subdir=False)
+    raw = bytearray(path.read_bytes())
+    raw[page * 4096 + 16 : page * 4096 + 20] = bytes(4)  # where the page says what it is
+    path.write_bytes(raw)
+    index = index_lmdb(path)
+    assert "what was written last may be missing" in index.damages[0]
+    assert len(index.nodes) in (50, 100)
+
+
 def test_a_database_of_sparse_pages_is_read_in_place(tmp_path: Path) -> None:
     records = some_records(100)
     path = make_lmdb(tmp_path / "x", records, writemap=True)

@@ -147,7 +147,7 @@ class _Pages:
 
     def index(self, walk: _Walk) -> LmdbIndex:
         """See `index_lmdb`."""
-        meta = self._newest_meta()
+        meta = self._newest_meta(walk)
         if meta.flags & ODD_DATABASE:
             raise LmdbRefusedError(
                 f"{self._path}: a database with several values a key, or integer keys (flags {meta.flags:#x}); feature "
@@ -178,7 +178,8 @@ class _Pages:
             damages=tuple(walk.damages),
         )
 
-    def _newest_meta(self) -> _Meta:
+    def _newest_meta(self, walk: _Walk) -> _Meta:
+        """Return the meta record that counts, which is the older one where the newer is damaged: a damage to tell."""
         first = self._read(0, max(PAGE_SIZES) + 256)
         if len(first) >= 16 and int.from_bytes(first[12:16], "little") == MAGIC:
             raise LmdbRefusedError(f"{self._path}: an LMDB file of a 32-bit system; those of 64-bit ones are read.")
@@ -189,6 +190,8 @@ class _Pages:
                 f"{self._path}: not an LMDB file of data version {DATA_VERSION}, or one with both of its first pages "
                 "damaged. Expected a file such as data.mdb; copy it again."
             )
+        if len(metas) == 1:
+            walk.damage("one of its first two pages is damaged: what was written last may be missing. Copy it again")
         return max(metas, key=lambda meta: meta.transaction)
 
     def _read(self, offset: int, size: int) -> bytes:
