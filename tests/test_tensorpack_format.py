@@ -58,7 +58,9 @@ def test_tensorpack_is_told_though_its_first_records_are_lost(tmp_path: Path) ->
 
 def test_records_that_tensorpack_lost_are_told(tmp_path: Path) -> None:
     points = [write.vilbert_list(image) for image in make_images(9)]
-    path = write.write_tensorpack(tmp_path / "x.lmdb", points, codec="pickle")
+    folder = tmp_path / "part: one"
+    folder.mkdir()
+    path = write.write_tensorpack(folder / "x.lmdb", points, codec="pickle")
     env = lmdb.open(str(path), subdir=False, map_size=1 << 28)
     with env.begin(write=True) as txn:
         for number in (3, 4, 5):
@@ -67,8 +69,8 @@ def test_records_that_tensorpack_lost_are_told(tmp_path: Path) -> None:
     importer = open_importer([str(path)])
     rejects = [out for out in importer.read(0, len(importer)) if isinstance(out, SourceReject)]
     assert len(importer) == 7 and list(importer.keys())[-1] == ""
-    assert [(out.number, out.reason) for out in rejects] == [(6, "damaged file")]
-    assert "records 3 to 5 are missing" in rejects[0].detail
+    assert [(out.number, out.reason, out.where) for out in rejects] == [(6, "damaged file", str(path))]
+    assert rejects[0].detail.startswith("records 3 to 5 are missing")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class LmdbImporter(NumberedImporter):
         files = [lmdb_file(path) for path in paths]
         self.indexes: tuple[LmdbIndex, ...] = tuple(index_lmdb(path, skipped=LISTS_OF_KEYS) for path in files)
         self._ends = list(accumulate(len(index.nodes) for index in self.indexes))
-        self._damages = [f"{index.path}: {damage}" for index in self.indexes for damage in index.damages]
+        self._damages = [(index.path, damage) for index in self.indexes for damage in index.damages]
         self._file_facts = hash_files(files)
         self._open: dict[int, LmdbRecords] = {}
         if not self._ends[-1]:
@@ -68,7 +68,7 @@ class LmdbImporter(NumberedImporter):
     def where(self, number: int) -> str:
         """Return file and position of a record."""
         if number >= self._ends[-1]:
-            return self._damages[number - self._ends[-1]].split(": ", 1)[0]
+            return str(self._damages[number - self._ends[-1]][0])
         file, row = place_in(self._ends, number)
         return f"{self.indexes[file].path}!record {row}"
 
@@ -83,7 +83,7 @@ class LmdbImporter(NumberedImporter):
     def _value(self, number: int) -> tuple[int, bytes, RecordPlace]:
         """Return file, value and place of a record."""
         if number >= self._ends[-1]:
-            raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]])
+            raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]][1])
         file, row = place_in(self._ends, number)
         key, value = self.records(file).read(row, max_bytes=MAX_RECORD_BYTES)
         where = f"{self.indexes[file].path}!{text_key(key)}"

@@ -86,7 +86,7 @@ class LxmertArrow(NumberedImporter):
             raise ConfigError(f"{NAME}: no file that ends in .arrow in the folder.")
         self._files = list(files)
         self._file_facts = hash_files(files)
-        self._damages: list[str] = []
+        self._damages: list[tuple[Path, str]] = []
         counts = [self._count(file) for file in self._files]
         self._ends = list(accumulate(counts))
         self.settle(NAME, box_units="normalised")
@@ -98,7 +98,7 @@ class LxmertArrow(NumberedImporter):
         if missing or len(arrays) != 1:
             raise ConfigError(f"{file}: no column {', '.join(missing)}. Expected those of the format {NAME}.")
         if head.get("damage"):
-            self._damages.append(f"{file}: {str(head['damage'])[:300]}")
+            self._damages.append((file, str(head["damage"])[:300]))
         return int(arrays[0].sum())
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class LxmertArrow(NumberedImporter):
     def where(self, number: int) -> str:
         """Return file and row of an image."""
         if number >= self._ends[-1]:
-            return self._damages[number - self._ends[-1]].split(": ", 1)[0]
+            return str(self._damages[number - self._ends[-1]][0])
         file, row = place_in(self._ends, number)
         return f"{self._files[file]}!row {row}"
 
@@ -145,7 +145,7 @@ class LxmertArrow(NumberedImporter):
     def _ask(self, number: int, columns: list[str]) -> tuple[int | None, list[Array]]:
         """Return the other row of a batch of two, None in a batch of another size, and the cells of a row."""
         if number >= self._ends[-1]:
-            raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]])
+            raise RecordRejectedError("damaged file", self._damages[number - self._ends[-1]][1])
         file, row = place_in(self._ends, number)
         request = {"op": "read", "row": row, "columns": columns, "max_bytes": MAX_CELL_BYTES}
         head, arrays = shared_child("arrow").ask(self._files[file], request)

@@ -71,7 +71,7 @@ class TensorpackLmdb(LmdbImporter):
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(paths)
         for index in self.indexes:
-            self._damages += [f"{index.path}: {gap}" for gap in _gaps(LmdbRecords(index), len(index.nodes))]
+            self._damages += [(index.path, gap) for gap in _gaps(LmdbRecords(index), len(index.nodes))]
         self.settle(NAME)
 
     def keys(self) -> Iterator[str]:
