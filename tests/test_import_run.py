@@ -457,6 +457,8 @@ def test_an_import_without_an_image_keeps_its_rejects_alone_and_may_be_begun_ane
     assert sum(caught.value.counts.values()) == captioned
     assert [path.relative_to(out) for path in out.rglob("*") if path.is_file()] == [Path(".build/rejects.jsonl")]
     assert len((out / ".build" / "rejects.jsonl").read_text().splitlines()) == captioned
+    with files_end_at(3000), pytest.raises(VlbError, match="make room"):
+        run_import(table, out, captions=some, max_rejects=12, shard_size=6)
     table.write_bytes(good)
     assert len(run_import(table, out, captions=captions)) == 12
 

@@ -108,20 +108,25 @@ class BuildState:
                     raise
         return None
 
-    def clear_unless_kept(self) -> None:
-        """Remove the state if no shard is finished and no reject listed: then nothing is lost by beginning anew."""
-        if next(self._state.glob("shard-*.json"), None) is None and not self._listed_rejects().exists():
-            self.clear()
+    def forget_unless_begun(self) -> None:
+        """Remove the state if no shard is finished, but for a list of rejects: nothing is lost by beginning anew."""
+        if next(self._state.glob("shard-*.json"), None) is None:
+            self._forget()
 
     def keep_rejects_only(self, outcomes: Iterable[ShardOutcome]) -> Path | None:
         """Remove all shards and settings, so that the folder may be begun anew; return the list of rejects if any."""
         listed = self._list_rejects(outcomes)
         for shard in range(self.num_shards):
             (self.folder / manifest_module.shard_name(shard, self._container)).unlink(missing_ok=True)
-        for path in self._state.iterdir():
-            if path != listed:
-                path.unlink()
+        self._forget()
         return listed
+
+    def _forget(self) -> None:
+        for path in self._state.iterdir():
+            if path != self._listed_rejects():
+                path.unlink()
+        with contextlib.suppress(OSError):  # rejects are listed in it
+            self._state.rmdir()
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = False, advice: str = PARTS_ADVICE) -> Iterator[None]:

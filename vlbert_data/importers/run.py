@@ -151,7 +151,7 @@ class Import:
             self._make(pending)
             return self._write_manifest(), len(pending)
         except BaseException:
-            state.clear_unless_kept()
+            state.forget_unless_begun()
             raise
 
     def _make(self, pending: list[int]) -> None:
