@@ -100,9 +100,13 @@ class TextBundle:
         )
         columns["label_probs"].fill(1)
         text_loops.convert(texts, stored, text_loops.work_for(self._facts, self._schema.feature_dim), self._good)
-        per_roi, once = self._schema.row_bytes()  # [f, 1] each
-        borders = per_roi * self._ends + once * np.arange(len(self._ends))
-        crcs(tuple([column.reshape(-1).view(np.uint8) for column in columns.values()]), borders, self._sums)
+        rows = [self._ends if field.per_roi else range(len(self._ends)) for field in self._schema.fields()]
+        strides = [[column.strides[0]] for column in columns.values()]
+        crcs(
+            tuple([column.reshape(-1).view(np.uint8) for column in columns.values()]),
+            np.array(rows, np.int64) * np.array(strides, np.int64),
+            self._sums,
+        )
 
     def sealed(self) -> list[Sealed | None]:
         """Return each record, its arrays views of those of the bundle; None for one to be converted the slow way."""

@@ -16,7 +16,13 @@ from vlbert_data.types import Array, ImageRois, MaskedViews, RoiSet
 
 
 class ShardWriter(Protocol):
-    """Writes one shard file. Nothing is there under the file's own name before `close` has returned."""
+    """Writes one shard file. Nothing is there under the file's own name before `close` has returned.
+
+    value_offsets: int64 [rows] after `close`, the byte at which each record's value begins; None where there is no such
+    place, since a container stores columns.
+    """
+
+    value_offsets: Array | None
 
     def add(self, record: ImageRois, arrays: RecordArrays, crc: int) -> None:
         """Append a record.

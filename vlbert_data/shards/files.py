@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def publish(temporary: Path, path: Path) -> str:
+def publish(temporary: Path, path: Path, *, meanwhile: Callable[[], None] = lambda: None) -> str:
     """Sync `temporary` to disk, rename it to `path`, sync the folder, and return the hex BLAKE3 of its bytes.
 
-    So a power cut leaves all or nothing. The hash is computed while the disk works.
+    So a power cut leaves all or nothing. The hash is computed while the disk works. meanwhile: what else can be done
+    with `temporary` then; if it raises, nothing is renamed.
     """
-    with ThreadPoolExecutor(1) as pool, temporary.open("rb") as stream:
-        digest = pool.submit(blake3_file, temporary)
+    with ThreadPoolExecutor(2) as pool, temporary.open("rb") as stream:
+        digest, other = pool.submit(blake3_file, temporary), pool.submit(meanwhile)
         os.fsync(stream.fileno())
         found = digest.result()
+        other.result()
     temporary.replace(path)
     sync_folder(path.parent)
     return found

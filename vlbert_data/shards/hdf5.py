@@ -71,6 +71,7 @@ class Hdf5ShardWriter:
         self._schema = schema
         self._temporary = temporary_name(path)
         self._temporary.unlink(missing_ok=True)
+        self.value_offsets: Array | None = None
         self._columns: dict[str, _Column] = defaultdict(lambda: _Column(path.parent))
         self._held_bytes = 0
         self._rows: dict[str, list[int]] = {name: [] for name in ("width_px", "height_px", "crc32", "num_captions")}

@@ -18,7 +18,6 @@ from vlbert_data.ids import id_hash
 from vlbert_data.manifest import FileEntry, Manifest, ShardEntry
 from vlbert_data.shards.files import atomic_path
 from vlbert_data.shards.folder import new_writer
-from vlbert_data.shards.lmdb import scan
 from vlbert_data.shards.schema import RecordArrays, Sealed, ShardSchema, content_crc, record_arrays
 from vlbert_data.types import Array, ImageRois, check_image_rois
 
@@ -47,7 +46,6 @@ class ShardJob:
         self._path = folder / manifest_module.shard_name(shard, container)
         self._shard = shard
         self._schema = schema
-        self._container = container
         self._writer = new_writer(self._path, schema, container)
         self._writing = ThreadPoolExecutor(1, f"shard-{shard}")
         self._waiting: deque[Future[list[int]]] = deque()
@@ -104,8 +102,8 @@ class ShardJob:
         self._rows["crc32"] = list(self._crcs)
         self._writing.shutdown()
         blake3 = self._writer.close()
-        if self._container == "lmdb":
-            self._rows["value_offset"] = scan(self._path).value_offsets.tolist()
+        if self._writer.value_offsets is not None:
+            self._rows["value_offset"] = self._writer.value_offsets.tolist()
         entry = ShardEntry(
             file=self._path.name,
             bytes=self._path.stat().st_size,

@@ -76,6 +76,7 @@ class LmdbShardWriter:
             raise _disk_error(error, path) from error
         self._psize = int(self._env.stat()["psize"])
         self._txn = self._env.begin(write=True)
+        self.value_offsets: Array | None = None
         self._row = 0
         self._used_bytes = 0
         self._pending_bytes = 0
@@ -94,7 +95,16 @@ class LmdbShardWriter:
             self._env.close()
         except lmdb.Error as error:
             raise _disk_error(error, self._path) from error
-        return publish(self._temporary, self._path)
+        return publish(self._temporary, self._path, meanwhile=self._find_values)
+
+    def _find_values(self) -> None:
+        env = _open(self._temporary)
+        try:
+            self.value_offsets, _ = _find_values(env, self._temporary, self._row)
+        except lmdb.Error as error:
+            raise _disk_error(error, self._path) from error
+        finally:
+            env.close()
 
     def abort(self) -> None:
         """Throw away what was written."""
@@ -179,18 +189,26 @@ def scan(path: Path) -> LmdbScan:
         _check_length(path, (int(env.info()["last_pgno"]) + 1) * psize)
         with env.begin(buffers=True) as txn:
             schema, num_images = _read_meta(path, txn.get(META_KEY))
-            offsets, num_rois = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
-            for row in range(num_images):
-                value = txn.get(row.to_bytes(4, "big"))
-                if value is None:
-                    raise ShardError(f"{path}: row {row} of {num_images} is missing. Rebuild it or copy it again.")
-                offsets[row] = _file_offset(value, psize)
-                num_rois[row] = HEADER.unpack_from(value)[4]
+        offsets, num_rois = _find_values(env, path, num_images)
     except lmdb.Error as error:
         raise ShardError(f"{path}: damaged LMDB file: {error}. Rebuild it or copy it again.") from error
     finally:
         env.close()
     return LmdbScan(schema=schema, value_offsets=offsets, num_rois=num_rois)
+
+
+def _find_values(env: lmdb.Environment, path: Path, num_images: int) -> tuple[Array, Array]:
+    """Return where the values of rows 0 to `num_images` - 1 lie in the file, and the R of each: int64 [rows] both."""
+    psize = int(env.stat()["psize"])
+    offsets, num_rois = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
+    with env.begin(buffers=True) as txn:
+        for row in range(num_images):
+            value = txn.get(row.to_bytes(4, "big"))
+            if value is None:
+                raise ShardError(f"{path}: row {row} of {num_images} is missing. Rebuild it or copy it again.")
+            offsets[row] = _file_offset(value, psize)
+            num_rois[row] = HEADER.unpack_from(value)[4]
+    return offsets, num_rois
 
 
 class LmdbShard(MappedShard):
