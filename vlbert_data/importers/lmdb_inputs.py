@@ -126,7 +126,9 @@ def sniff_values(path: Path, look: Callable[[bytes, bytes], str | None]) -> str 
     if not looks_like_lmdb(path):
         return None
     try:
-        index = index_lmdb(lmdb_file(path), skipped=LISTS_OF_KEYS, most_pages=SNIFFED_PAGES)
+        index = index_lmdb(
+            lmdb_file(path), skipped=LISTS_OF_KEYS, most_pages=SNIFFED_PAGES, enough_records=SNIFFED_VALUES
+        )
     except LmdbRefusedError:
         return None
     records = LmdbRecords(index)

@@ -81,17 +81,29 @@ def looks_like_lmdb(path: Path) -> bool:
     return start[PAGE_HEADER.size :] == MAGIC.to_bytes(4, "little")
 
 
-def index_lmdb(path: Path, *, skipped: frozenset[bytes] = frozenset(), most_pages: int | None = None) -> LmdbIndex:
+def index_lmdb(
+    path: Path,
+    *,
+    skipped: frozenset[bytes] = frozenset(),
+    most_pages: int | None = None,
+    enough_records: int | None = None,
+) -> LmdbIndex:
     """Return where all records of a database are; only its pages of keys are read, in memory of 8 bytes a record.
 
-    skipped: keys that are no records. most_pages: how many pages of keys are read, all if None; what an index of less
-    than all leaves out is no damage.
+    skipped: keys that are no records. most_pages, enough_records: how many pages of keys are read, and after how
+    many records no more are, all if None; what an index of less than all leaves out is no damage.
 
     Raises:
         LmdbRefusedError: no LMDB file, one of another version, or of a kind that feature files are not; cut short.
     """
     with _Pages(lmdb_file(path)) as pages:
-        return pages.index(_Walk(skipped=skipped, pages_left=sys.maxsize if most_pages is None else most_pages))
+        return pages.index(
+            _Walk(
+                skipped=skipped,
+                pages_left=sys.maxsize if most_pages is None else most_pages,
+                records_left=sys.maxsize if enough_records is None else enough_records,
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +128,7 @@ class _Walk:
     last_key: bytes | None = None
     skipped: frozenset[bytes] = frozenset()
     pages_left: int = sys.maxsize
+    records_left: int = sys.maxsize
     num_skipped: int = 0
 
     def damage(self, sentence: str) -> None:
@@ -168,7 +181,7 @@ class _Pages:
             walk.damage(f"{int(shared.sum())} records are said to lie on pages of others; whose they are is not known")
             nodes = nodes[~shared]
         found = len(nodes) + walk.num_skipped
-        if not walk.damages and walk.pages_left and found != meta.entries:
+        if not walk.damages and min(walk.pages_left, walk.records_left) > 0 and found != meta.entries:
             walk.damage(f"{found} records found; the database says it has {meta.entries}")
         return LmdbIndex(
             path=self._path,
@@ -202,7 +215,7 @@ class _Pages:
 
     def _walk(self, meta: _Meta, page: int, room: int, walk: _Walk) -> None:
         """Add to `walk` what is at and below a page; damage ends the walk of that page only."""
-        if walk.pages_left <= 0:
+        if walk.pages_left <= 0 or walk.records_left <= 0:
             return
         walk.pages_left -= 1
         try:
@@ -210,6 +223,7 @@ class _Pages:
             if flags == LEAF:
                 kept = np.array([_key(data, place) not in walk.skipped for place in places.tolist()], np.bool_)
                 walk.num_skipped += int((~kept).sum())
+                walk.records_left -= int(kept.sum())
                 walk.nodes.append(page * meta.page_bytes + places[kept])
                 walk.extents.append(np.array([_extent(data, place, meta) for place in places[kept].tolist()], np.int64))
                 return
