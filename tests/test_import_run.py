@@ -261,6 +261,15 @@ def test_a_coco_file_with_odd_entries_loses_these_alone_and_counts_them(tmp_path
     assert again.captions(0) == folder.captions(0)
 
 
+@pytest.mark.parametrize("first", ['torn": 5}', "a\tb\tc", "x"])
+def test_a_first_line_unlike_the_others_does_not_decide_how_captions_are_written(tmp_path: Path, first: str) -> None:
+    for name, line in (("a", '{"image_id": %d, "caption": "one"}'), ("b", "one\thttp://example.org/%d.jpg")):
+        path = tmp_path / name
+        path.write_text("".join(f"{text}\n" for text in (first, line % 1, line % 2)))
+        captions = open_captions(path)
+        assert captions.of("2" if name == "a" else str(zlib.crc32(b"http://example.org/2.jpg"))) == ("one",)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

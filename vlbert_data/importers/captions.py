@@ -10,6 +10,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from vlbert_data.errors import ConfigError, RecordRejectedError
 from vlbert_data.ids import id_hash
 from vlbert_data.importers.keys import holds
 from vlbert_data.importers.placed_file import PlacedFile
+from vlbert_data.importers.row_importer import most_common
+from vlbert_data.importers.rows import LINES_SNIFFED
 from vlbert_data.importers.side_files import aliases, json_record, lines_of, names_in, read_document, require_file
 from vlbert_data.sources.files import FileFacts, hash_file
 from vlbert_data.sources.records import captions_of
@@ -184,10 +187,15 @@ def _coco_entries(path: Path, document: dict[str, Any]) -> tuple[list[bytes], in
 
 
 def _kind_of(path: Path) -> str:
-    first = next((text for _, text in lines_of(path)), b"")
-    if first.lstrip().startswith(b"{"):
+    """Return how most of the first lines are written: one may be torn, or name the columns."""
+    first = [_kind_of_line(text) for _, text in islice(lines_of(path), LINES_SNIFFED)]
+    return most_common(first) if first else "image-caption"
+
+
+def _kind_of_line(text: bytes) -> str:
+    if text.lstrip().startswith(b"{"):
         return "jsonl"
-    columns = first.split(b"\t")
+    columns = text.split(b"\t")
     return "caption-url" if len(columns) >= 2 and _URL.match(columns[1]) else "image-caption"
 
 
