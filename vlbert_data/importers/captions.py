@@ -67,7 +67,7 @@ class CaptionFile:
             RecordRejectedError: "ambiguous caption": two different images go by this id.
         """
         wanted = np.uint64(id_hash(image_id))
-        low, high = (int(np.searchsorted(self.alias_hashes, wanted, side=side)) for side in ("left", "right"))
+        low, high = (int(self.alias_hashes.searchsorted(wanted, side)) for side in ("left", "right"))
         found: dict[str, list[str]] = {}
         for entry in sorted(set(self.alias_entries[low:high].tolist())):
             names, captions = PARSERS[self.kind](self._text(entry)) or ({}, ())

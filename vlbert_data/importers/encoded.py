@@ -1,6 +1,7 @@
 """Numbers written as base64 text. Promise: a length that does not fit, or one foreign character, is a reject."""
 
 import binascii
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -74,16 +75,16 @@ def decode_table(
 
 def lengths_fit(num_rois: int, feature_dim: int, features: Text, small: Sequence[Text]) -> bool:
     """Return whether texts are as long as those of a `TextRecord` of so many RoIs; small: the first 3 or all 5."""
-    return (
-        1 <= num_rois <= MOST_TEXT_ROIS
-        and len(features) == _text_length(FEATURE_BYTES * num_rois * feature_dim)
-        and all(len(text) == _text_length(size * num_rois) for text, size in zip(small, SMALL_BYTES, strict=False))
-    )
+    if not 1 <= num_rois <= MOST_TEXT_ROIS:
+        return False
+    lengths = _text_lengths(num_rois, feature_dim)
+    return len(features) == lengths[-1] and tuple(map(len, small)) == lengths[: len(small)]
 
 
-def _text_length(num_bytes: int) -> int:
-    """Return how many characters of base64 write so many bytes."""
-    return -(-num_bytes // 3) * 4
+@functools.lru_cache(MOST_TEXT_ROIS)
+def _text_lengths(num_rois: int, feature_dim: int) -> tuple[int, ...]:
+    """Return how many characters of base64 write each of the small arrays of so many RoIs, and their features."""
+    return tuple(-(-num_rois * size // 3) * 4 for size in (*SMALL_BYTES, FEATURE_BYTES * feature_dim))
 
 
 def count_columns(text: bytes | memoryview | str, num_rows: int, what: str) -> int:

@@ -18,6 +18,7 @@ INTS = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
 CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
 LAST_PROTOCOL = 5
 FRAME_BYTES, MEMO_BYTES = 9, {MEMOIZE: 1, PUT: 2, LONG_PUT: 5}
+SKIPPED = frozenset({FRAME, *MEMO_BYTES})
 # Fields of a dict, and steps of the stack machine for these, that are read this way.
 MOST_FIELDS, MOST_STEPS = 64, 1000
 # Bytes of a value that is viewed rather than copied, where views are wanted.
@@ -56,7 +57,9 @@ def _fields(data: bytes, at: int, viewed: int) -> dict[str, Any] | None:
         start = at + 1 + width
         at = start + int.from_bytes(data[at + 1 : start], "little")
         name = str(data[start:at], "utf-8", "surrogatepass")
-        at = _past_memo(data, at)
+        at += data[at] == MEMOIZE  # what nearly always comes; anything else takes a call
+        if data[at] in SKIPPED:
+            at = _past_memo(data, at)
         code = data[at]
         if width := BYTES.get(code):
             start = at + 1 + width
@@ -74,7 +77,9 @@ def _fields(data: bytes, at: int, viewed: int) -> dict[str, Any] | None:
             at += 1
         else:
             return None
-        at = _past_memo(data, at)
+        at += data[at] == MEMOIZE
+        if data[at] in SKIPPED:
+            at = _past_memo(data, at)
     end = _past_memo(data, at + 1)
     return fields if data[at] == SET_ITEMS and data[end] == STOP and end + 1 == len(data) else None
 

@@ -68,7 +68,8 @@ class ShardMaker:
         counts: Counter[str] = Counter()
         try:
             for outcome in _telling(self._outcomes(shard), tell):
-                counts.update(outcome.counts)
+                if outcome.counts:
+                    counts.update(outcome.counts)
                 reject = outcome.reject or _add(job, outcome)
                 if reject is not None:
                     rejects.append(reject)
@@ -129,14 +130,14 @@ def _add(job: ShardJob, outcome: Outcome) -> SourceReject | None:
 
 def _telling(outcomes: Iterator[Outcome], tell: Tell) -> Iterator[Outcome]:
     """Yield the outcomes and tell about them now and then, and at the end."""
-    done = Done()
+    inputs = num_bytes = rejects = 0
     for outcome in outcomes:
         yield outcome
-        done = Done(done.inputs + 1, done.num_bytes + outcome.num_bytes, done.rejects + (outcome.reject is not None))
-        if done.inputs == TELL_EVERY:
-            tell(done)
-            done = Done()
-    tell(done)
+        inputs, num_bytes, rejects = inputs + 1, num_bytes + outcome.num_bytes, rejects + (outcome.reject is not None)
+        if inputs == TELL_EVERY:
+            tell(Done(inputs, num_bytes, rejects))
+            inputs = num_bytes = rejects = 0
+    tell(Done(inputs, num_bytes, rejects))
 
 
 def make_in_processes(maker: ShardMaker, shards: Sequence[int], workers: int, tell: Tell) -> None:

@@ -21,6 +21,7 @@ from vlbert_data.sources.base import SourceReject
 from vlbert_data.types import ImageRois, is_unicode
 
 WITHOUT_CAPTION = "images without caption"
+NO_COUNTS = Counter[str]()
 # Bundles of text that are converted, or wait for it, while the next one is read.
 BUNDLES_AHEAD = 2
 
@@ -118,8 +119,14 @@ class Reading:
             elif (sealed := next(records)) is None:
                 yield self._step_by_step(entry.number)
             else:
-                where, num_bytes = entry.record.where, entry.record.num_bytes
-                yield Outcome(number=entry.number, where=where, num_bytes=num_bytes, image=sealed.record, sealed=sealed)
+                yield Outcome(
+                    number=entry.number,
+                    where=entry.record.where,
+                    num_bytes=entry.record.num_bytes,
+                    image=sealed.record,
+                    sealed=sealed,
+                    counts=NO_COUNTS,
+                )
 
     def _step_by_step(self, number: int) -> Outcome:
         """Return what comes of an input that is not converted with others: the word that counts in all doubt."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlbert_data.errors import RecordRejectedError
-from vlbert_data.importers.base import ABSENT, RawRecord, TextRecord, Traits
+from vlbert_data.importers.base import RawRecord, TextRecord, Traits
 from vlbert_data.importers.encoded import FLOATS, INTEGERS, MOST_ROIS, decode_rows, decode_table, lengths_fit
 from vlbert_data.importers.lxmert import NUM_ATTRIBUTES, NUM_CLASSES
 from vlbert_data.types import Array
@@ -35,6 +35,8 @@ NAMES = {
 MEANINGS = tuple((meaning, name) for meaning, names in NAMES.items() for name in names)
 # The arrays of a `TextRecord` beside its features, in its order.
 TEXTS = ("boxes", "class_ids", "class_scores", "attribute_ids", "attribute_scores")
+TEXT_TYPES = frozenset({bytes, memoryview})
+SOFT_LABELS = ("class_probs", "attribute_probs")
 # What VinVL's extractor appends to its 2048 features: normalised corners, width and height of the box.
 VINVL_DIM, GEOMETRY_DIM = 2054, 6
 MAX_SIDE_PX = 2**31
@@ -98,16 +100,14 @@ def text_record_of(fields: Mapping[Any, Any], place: RecordPlace, traits: Traits
         width, height = _side(named, "width"), _side(named, "height")
     except RecordRejectedError:
         return None
-    wanted = TEXTS if traits.attributes != ABSENT else TEXTS[:-2]
-    small = tuple([named.get(meaning, "") for meaning in wanted])
-    features = named["features"]
-    if (
-        width is None
-        or height is None
-        or not all(isinstance(text, bytes | memoryview) for text in (features, *small))
-        or any(meaning in named for meaning in (*TEXTS[len(wanted) :], "class_probs", "attribute_probs"))
-        or not lengths_fit(num_rois, traits.feature_dim, features, small)
-    ):
+    has_attributes = traits.attributes.targets != "absent"
+    wanted = TEXTS if has_attributes else TEXTS[:-2]
+    features: Any = named["features"]
+    small: tuple[Any, ...] = tuple([named.get(meaning) for meaning in wanted])
+    if width is None or height is None or not {type(features), *map(type, small)} <= TEXT_TYPES:
+        return None
+    others = SOFT_LABELS if has_attributes else (*SOFT_LABELS, *TEXTS[-2:])
+    if not named.keys().isdisjoint(others) or not lengths_fit(num_rois, traits.feature_dim, features, small):
         return None
     return TextRecord(place.key, place.where, place.num_bytes, num_rois, width, height, features, small)
 
@@ -257,6 +257,8 @@ def whole_number(value: Any, what: str, low: int, high: int) -> int:
     Raises:
         RecordRejectedError: not a whole number in low..high.
     """
+    if type(value) is int and low <= value <= high:
+        return value
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
     if isinstance(value, bytes | memoryview):

@@ -45,7 +45,7 @@ def aliases(name: str | int) -> dict[str, str]:
     """
     text = str(name).strip()
     # Flickr30k's captions are of `1000092795.jpg#0`, `#1`, ...
-    plain = _IMAGE_ENDING.sub("", text)
+    plain = _IMAGE_ENDING.sub("", text) if "#" in text else text
     # Archives are written `train_image.zip@/00000000.jpg`.
     folder, _, base = plain.rpartition("/")
     found = dict.fromkeys((text, plain, _ENDING.sub("", plain)), "")

@@ -56,6 +56,7 @@ class TextBundle:
 
     def __init__(self, meaning: Meaning, records: Sequence[TextRecord], names: Sequence[Named]) -> None:
         self._meaning, self._schema, self._names = meaning, meaning.schema(), names
+        self._fields = self._schema.fields()
         self._features = [np.frombuffer(record.features, np.uint8) for record in records]
         self._small = np.frombuffer(b"".join([text for record in records for text in record.small]), np.uint8)
         facts = [(record.num_rois, *name.size_px) for record, name in zip(records, names, strict=True)]
@@ -100,7 +101,7 @@ class TextBundle:
         )
         columns["label_probs"].fill(1)
         text_loops.convert(texts, stored, text_loops.work_for(self._facts, self._schema.feature_dim), self._good)
-        rows = [self._ends if field.per_roi else range(len(self._ends)) for field in self._schema.fields()]
+        rows = [self._ends if field.per_roi else range(len(self._ends)) for field in self._fields]
         strides = [[column.strides[0]] for column in columns.values()]
         crcs(
             tuple([column.reshape(-1).view(np.uint8) for column in columns.values()]),
@@ -137,5 +138,5 @@ class TextBundle:
             check_text(record)
         except RecordRejectedError:
             return None
-        arrays = tuple(zip(self._schema.fields(), found.values(), strict=True))
+        arrays = tuple(zip(self._fields, found.values(), strict=True))
         return Sealed(record, arrays, crc_with_texts(record, int(self._sums[place])))
