@@ -68,14 +68,19 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A group without its features. rows: D times the tensors of `Batch` by name. max_seqlens: D numbers."""
+    """A group without its features. rows: the arrays of `Batch` by name, batch after batch.
 
-    rows: Sequence[Mapping[str, Tensor]]
+    borders: for each kind of rows, those before each batch, D + 1 numbers. max_seqlens: D numbers.
+    """
+
+    rows: Mapping[str, Array]
+    borders: Mapping[str, Sequence[int]]
     max_seqlens: Sequence[int]
 
     def batch(self, number: int, features: Tensor, step: int) -> Batch:
         """Return batch `number`. features: f16 [N + t, F], its rows of RoIs, then t rows of text-only sequences."""
-        tensors = self.rows[number]
+        parts = {kind: slice(*borders[number : number + 2]) for kind, borders in self.borders.items()}
+        tensors = {name: torch.from_numpy(self.rows[name][parts[kind]]) for name, kind in KINDS.items()}
         num_rows = len(tensors["roi_slots"])
         return Batch(
             roi_features=features[:num_rows],
@@ -145,11 +150,9 @@ def pack(words: Words, rois: Rois, layout: Layout, examples: Array) -> Packed:
         "asked words": np.searchsorted(asked_words, words.tokens.cu_lengths[cuts]),
         **roi_borders,
     }
-    sizes = {kind: np.diff(border).tolist() for kind, border in borders.items()}
-    # For all batches at once: one by one, tensors would take a third longer to make.
-    tensors = [torch.split(torch.from_numpy(array), sizes[KINDS[name]]) for name, array in rows.items()]
     return Packed(
-        rows=[dict(zip(rows, parts, strict=True)) for parts in zip(*tensors, strict=True)],
+        rows=rows,
+        borders={kind: border.tolist() for kind, border in borders.items()},
         max_seqlens=np.maximum.reduceat(lengths, cuts[:-1]).tolist(),
     )
 
