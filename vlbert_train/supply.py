@@ -22,6 +22,7 @@ from vlbert_train.sets import Meaning, Sets
 # Steps are made in groups of about so many sequences and batches: larger ones would be no faster.
 SEQUENCES_A_GROUP = 3072
 BATCHES_A_GROUP = 48
+# The one in use, the one planned ahead, and the one before, of which threads may still be making batches.
 GROUPS_KEPT = 3
 
 
