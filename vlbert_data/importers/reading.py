@@ -105,28 +105,36 @@ class Reading:
             captions, size_px = self._captions(raw, image_id), self._size(raw, image_id)
         except RecordRejectedError:
             return self._step_by_step(number)
-        if not captions or next(self.repeats.before(number), None) is not None:
+        if next(self.repeats.before(number), None) is not None:
             return self._step_by_step(number)
         return _Begun(number, raw, Named(image_id, captions, size_px))
 
     def _ended(self, entries: list["Outcome | _Begun"], bundle: TextBundle, running: Future[None]) -> Iterator[Outcome]:
         """Yield what came of a bundle, when it is converted."""
         running.result()
-        records = iter(bundle.sealed())
+        places = enumerate(bundle.good())
         for entry in entries:
             if isinstance(entry, Outcome):
                 yield entry
-            elif (sealed := next(records)) is None:
-                yield self._step_by_step(entry.number)
-            else:
+                continue
+            number, record, name = entry
+            place, good = next(places)
+            if good and not name.captions:
+                yield self._without_caption(number, record)
+            elif good and (sealed := bundle.seal(place)) is not None:
                 yield Outcome(
-                    number=entry.number,
-                    where=entry.record.where,
-                    num_bytes=entry.record.num_bytes,
+                    number=number,
+                    where=record.where,
+                    num_bytes=record.num_bytes,
                     image=sealed.record,
                     sealed=sealed,
                     counts=NO_COUNTS,
                 )
+            else:
+                yield self._step_by_step(number)
+
+    def _without_caption(self, number: int, raw: RawRecord | TextRecord) -> Outcome:
+        return Outcome(number=number, where=raw.where, num_bytes=raw.num_bytes, counts=Counter({WITHOUT_CAPTION: 1}))
 
     def _step_by_step(self, number: int) -> Outcome:
         """Return what comes of an input that is not converted with others: the word that counts in all doubt."""
@@ -139,9 +147,7 @@ class Reading:
             image_id = self.pattern.image_id(raw.key)
             captions = self._captions(raw, image_id)
             if not captions:
-                return Outcome(
-                    number=number, where=raw.where, num_bytes=raw.num_bytes, counts=Counter({WITHOUT_CAPTION: 1})
-                )
+                return self._without_caption(number, raw)
             image, counts = self.meaning.convert(raw, image_id, captions, self._size(raw, image_id))
             if not holds_its_id(number):
                 raise RecordRejectedError("duplicate image id", f"{image_id!r} is the id of an earlier input")

@@ -109,11 +109,13 @@ class TextBundle:
             self._sums,
         )
 
-    def sealed(self) -> list[Sealed | None]:
-        """Return each record, its arrays views of those of the bundle; None for one to be converted the slow way."""
-        return [self._seal(place) if good else None for place, good in enumerate(self._good.tolist())]
+    def good(self) -> list[bool]:
+        """Return of each record whether it could be converted."""
+        found: list[bool] = self._good.tolist()
+        return found
 
-    def _seal(self, place: int) -> Sealed | None:
+    def seal(self, place: int) -> Sealed | None:
+        """Return a record that could be converted, its arrays views; None where id or captions cannot be stored."""
         name, rois = self._names[place], slice(self._ends[place], self._ends[place + 1])
         found = {field: column[rois] for field, column in self._columns.items()}
         found["image_feature"] = self._columns["image_feature"][place]
