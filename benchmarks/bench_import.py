@@ -43,8 +43,8 @@ LARGER = 4
 
 
 def fake_columns(rng: np.random.Generator, number: int) -> dict[str, Array]:
-    """Return the arrays of one image: half of the feature numbers zero, as after a rectifier."""
-    low = rng.uniform(0, 300, (NUM_ROIS, 2))
+    """Return the arrays of one image: half of the features zero, as after a rectifier, some boxes at its border."""
+    low = np.maximum(rng.uniform(-50, 300, (NUM_ROIS, 2)), 0)
     return {
         "objects_id": rng.integers(0, 1600, NUM_ROIS),
         "objects_conf": np.sort(rng.uniform(0.1, 1, NUM_ROIS).astype(np.float32)),

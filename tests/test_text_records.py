@@ -12,6 +12,7 @@ import pytest
 from tests.foreign_files import b64, lxmert_row, make_detections, write_rows
 from tests.foreign_writers import write_pickles
 from tests.import_world import make_import
+from tests.real_data import real_data
 from vlbert_data.importers.reading import Outcome, Reading
 from vlbert_data.importers.row_importer import ROWS_TRIED
 from vlbert_data.importers.text_loops import BLOCK, decode
@@ -140,6 +141,11 @@ def test_bundles_give_what_one_by_one_gives(tmp_path: Path, name: str, feature_d
         row = lxmert_row(found)
         if number % 3 == 0:  # confidences that many RoIs share, in an order that must stay
             row["objects_conf"] = b64(rng.integers(0, 3, found.num).astype(np.float32) / 2)
+        if number % 5 == 2:  # as most photos have them
+            sides = np.array([found.width, found.height], np.float32)
+            row["boxes"] = b64(
+                np.concatenate([found.boxes[:, :2] * (number % 2), np.tile(sides, (found.num, 1))], axis=1)
+            )
         if number % 4 == 1:  # any number that float16 holds, both signs
             features = rng.standard_normal((found.num, feature_dim)) * 10.0 ** rng.integers(-7, 4)
             row["features"] = b64(features.astype(np.float32))
@@ -147,6 +153,17 @@ def test_bundles_give_what_one_by_one_gives(tmp_path: Path, name: str, feature_d
     outcomes = compare(read(tmp_path, name, rows))
     assert sum(outcome.sealed is not None for outcome in outcomes) == len(rows) - 1
     assert dict(outcomes[3].counts) == {"images without caption": 1}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_real_features_are_converted_in_bundles(tmp_path: Path, name: str) -> None:
+    kinds = ("objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")
+    lines = real_data("features", "train2014_obj36.tsv").read_text().splitlines()
+    rows = [dict(zip(("img_id", "img_h", "img_w", *kinds), line.split("\t"), strict=True)) for line in lines]
+    if name != "lxmert":  # VOLTA's databases hold numbers
+        rows = [{**row, **{key: int(row[key]) for key in ("img_h", "img_w", "num_boxes")}} for row in rows]
+    outcomes = compare(read(tmp_path, name, rows))
+    assert sum(outcome.sealed is not None for outcome in outcomes) == len(rows) - 1
 
 
 def faults(num: int, dim: int) -> list[dict[str, Any]]:
@@ -166,7 +183,7 @@ def faults(num: int, dim: int) -> list[dict[str, Any]]:
         {"features": "*" + b64(features)[1:]},
         {"features": b64(features)[:-1] + "\x7f"},
         {"features": b64(features[:, :-1].copy())},
-        *({"boxes": with_first(box, value)} for value in (-0.5, 0, 50, 60, np.nan, -20)),
+        *({"boxes": with_first(box, value)} for value in (-0.5, 0, -0.0, 50, 60, np.nan, -20)),
         *({"boxes": b64(np.roll(box + edge, 2, axis=1))} for edge in (0, 1)),
         {"boxes": b64(box * 100)},
         {"boxes": b64(box.astype(np.float64))},

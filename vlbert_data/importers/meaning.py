@@ -201,9 +201,11 @@ def to_pixels(boxes: Array, size_px: tuple[int, int], units: str) -> tuple[Array
 
 
 def _inside(boxes: Array, size_px: tuple[int, int]) -> bool:
-    """Return whether all boxes [R, 4] have an area and lie between the image's edges, touching none; none is NaN."""
-    (_, _, x1, y1), low = boxes.max(axis=0).tolist(), float(boxes.min())
-    return low > 0 and x1 < size_px[0] and y1 < size_px[1] and bool((boxes[:, 2:] > boxes[:, :2]).all())
+    """Return whether all boxes [R, 4] have an area and lie inside the image, its edges included; none is NaN or -0."""
+    if np.signbit(boxes).any():
+        return False
+    _, _, x1, y1 = boxes.max(axis=0).tolist()
+    return bool(x1 <= size_px[0] and y1 <= size_px[1] and (boxes[:, 2:] > boxes[:, :2]).all())
 
 
 def top_classes(probs: Array, topk: int) -> tuple[Array, Array]:

@@ -211,14 +211,15 @@ def _decode_record(texts: Any, record: int, at: int, work: Any) -> tuple[bool, i
 
 @compiled
 def _is_sound(texts: Any, record: int, work: Any) -> bool:
-    """Return whether ids are in their spaces, confidences in 0..1, and boxes inside the image, touching no edge."""
+    """Return whether ids are in their spaces, confidences in 0..1, and boxes inside the image, its edges included."""
     num, width, height = texts.facts[record]
     boxes, ids = work.boxes.view(np.float32), work.ids.view(np.int64)
     good = width < MOST_PIXELS and height < MOST_PIXELS
     for roi in range(num):
         x0, y0, x1, y1 = boxes[4 * roi], boxes[4 * roi + 1], boxes[4 * roi + 2], boxes[4 * roi + 3]
-        good &= 0 < x0 < x1 < width
-        good &= 0 < y0 < y1 < height
+        good &= work.boxes[4 * roi] <= WITHOUT_SIGN and work.boxes[4 * roi + 1] <= WITHOUT_SIGN  # neither is -0
+        good &= 0 <= x0 < x1 <= width
+        good &= 0 <= y0 < y1 <= height
         good &= 0 <= ids[roi] < texts.limits[0]
         good &= work.scores[roi] <= ONE_BITS  # so is any number from 0 to 1, but -0
     if texts.limits[1]:
