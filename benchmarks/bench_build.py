@@ -25,9 +25,10 @@ def main() -> None:
     options.add_argument("--describer", type=Path, default=real_data("weights", "mobilenetv2"))
     asked = options.parse_args()
     pin_threads(asked.threads)
-    from vlbert_data.memory import keep_freed_memory
+    from vlbert_data.memory import keep_few_kernels, keep_freed_memory
 
     keep_freed_memory()
+    keep_few_kernels()
     folder = asked.scratch / "build"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
