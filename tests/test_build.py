@@ -1,5 +1,6 @@
 """A build, whole, interrupted, in parts, and refused."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -180,6 +182,33 @@ def test_parts_begun_at_the_same_moment_agree_and_one_of_them_finishes(
         assert child.communicate()[1] == b""
         assert child.returncode == 0
     assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_a_part_that_asks_while_another_removes_the_state_fails_never(tmp_path: Path) -> None:
+    state = BuildState(tmp_path / "out", {}, 3, "lmdb")
+    outcome = json.dumps({"entry": {"file": "shard-00000.lmdb", "bytes": 1}})
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        """Make a state and remove it, over and over, as if each time another part finished."""
+        while not stop.is_set():
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                (tmp_path / "out" / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+                for shard in range(3):
+                    (tmp_path / "made").write_text(outcome)
+                    (tmp_path / "made").rename(tmp_path / "out" / STATE_FOLDER / f"shard-{shard:05d}.json")
+            state.clear()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(3000):
+            assert state.pending() == [0, 1, 2]
+            with state.lock("part-1-of-1"):
+                pass
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_a_part_that_comes_when_another_has_just_finished_builds_nothing(

@@ -29,6 +29,7 @@ from vlbert_data.shards.job import WrittenShard
 
 STATE_FOLDER = ".build"
 ASKED = "asked"
+LOCK_ATTEMPTS = 100
 PARTS_ADVICE = ", or let each process of vlb build-shards build its own --part i/n"
 
 
@@ -87,6 +88,10 @@ class BuildState:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: a file; --out must be a new folder, or one that this build began.")
         if self.folder.exists() and not self._state.exists() and any(self.folder.iterdir()):
+            # Another part may have finished the folder since it was asked.
+            manifest = self.finished()
+            if manifest is not None:
+                return manifest
             raise ConfigError(
                 f"{self.folder}: holds files that no vlb build made. Choose an empty or new folder for --out."
             )
@@ -165,9 +170,15 @@ class BuildState:
             yield
 
     def _open_lock(self, name: str) -> IO[str]:
-        # Whoever finished the folder may have removed the state a moment ago.
-        self._state.mkdir(parents=True, exist_ok=True)
-        return (self._state / f"{name}.lock").open("w")
+        # Whoever finished the folder may remove the state at any moment, though hardly time and again.
+        for left in reversed(range(LOCK_ATTEMPTS)):
+            try:
+                self._state.mkdir(parents=True, exist_ok=True)
+                return (self._state / f"{name}.lock").open("w")
+            except (FileNotFoundError, FileExistsError):
+                if not left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def _is_in_place(self, name: str, stream: IO[str]) -> bool:
         """Return whether a lock's file is still the one that others open: its last holder may have removed it."""
@@ -180,11 +191,19 @@ class BuildState:
         return VlbError(f"{self.folder}: another process is at work on {name} of this folder. Wait for it{advice}.")
 
     def is_done(self, shard: int) -> bool:
-        """Return whether shard number `shard` is finished and its file in place."""
+        """Return whether shard number `shard` is finished and its file in place.
+
+        It is not where another part has finished the folder, and removes the state at this moment; see `finished`.
+        """
         path = self._outcome(shard)
         if not path.exists():
             return False
-        entry = self._read_outcome(shard)["entry"]
+        try:
+            entry = self._read_outcome(shard)["entry"]
+        except ShardError:
+            if path.exists():
+                raise
+            return False
         file = self.folder / entry["file"]
         return bool(file.exists() and file.stat().st_size == entry["bytes"])
 
